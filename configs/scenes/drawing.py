@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from configs.scenes.description import seeded
 from configs.scenes.scene import Scene, SceneObject
 
 _COLOR_VALUES: dict[str, tuple[int, int, int]] = {

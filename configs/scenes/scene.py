@@ -12,6 +12,7 @@ from configs.scenes.description import (
     Size,
     Split,
     sample_description,
+    seeded,
     split_of_caption,
 )
 from configs.scenes.language import describe
