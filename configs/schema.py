@@ -53,7 +53,7 @@ class TaskConfig(Strict):
     checkpoint: Annotated[str, Field(min_length=1)]
     #: hub commit, tag or branch; only for hub ids
     revision: str | None = None
-    #: first token of a question or text: [CLS] as HuggingFace does, or [ENC] as the original code does
+    #: first token of a question or text: [CLS] as HuggingFace does, or [ENC] as the original code
     question_start: Literal["cls", "enc"] = "cls"
     shapes: StaticShapes
 
@@ -81,7 +81,7 @@ class TokenGate(Strict):
 
 
 class VerifyConfig(Strict):
-    """How artifacts are verified; tolerances come from configs/tolerances.yaml unless overridden."""
+    """How artifacts are verified; tolerances stand in configs/tolerances.yaml."""
 
     seed: int = 0
     #: held-out scenes per component check
@@ -110,7 +110,7 @@ class PipelineConfig(Strict):
             if "text_decoder" in TASK_COMPONENTS[name]:
                 if shapes.past_tokens is None:
                     raise ValueError(
-                        f"tasks.{name}.shapes.past_tokens is missing; a decoder needs a cache length"
+                        f"tasks.{name}.shapes.past_tokens is missing; give the cache length"
                     )
                 if name == "caption" and shapes.past_tokens <= shapes.text_tokens:
                     raise ValueError(

@@ -1,0 +1,55 @@
+"""What a user sees: one console, stage progress, one line per finished artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+#: Messages go to standard error; standard output is for tables and data.
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False)
+
+
+class Steps:
+    """A stage's progress bar: names the step at hand, prints a line for each finished one."""
+
+    def __init__(self, progress: Progress, total: int, stage: str) -> None:
+        self._progress = progress
+        self._stage = stage
+        self._task = progress.add_task(stage, total=total)
+
+    def start(self, step: str) -> None:
+        """Shows which step runs now."""
+        self._progress.update(self._task, description=f"{self._stage}: {step}")
+
+    def done(self, line: str | None = None) -> None:
+        """Advances by one step, and prints its line above the bar."""
+        if line:
+            self._progress.console.print(line)
+        self._progress.advance(self._task)
+
+
+@contextmanager
+def steps(stage: str, total: int) -> Iterator[Steps]:
+    """A progress bar with ``total`` steps on standard error, removed when done."""
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=messages,
+        transient=True,
+    )
+    with progress:
+        yield Steps(progress, total, stage)

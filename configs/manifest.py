@@ -1,0 +1,211 @@
+"""Manifests as the pipeline writes and reads them (docs/manifest.md); the runtime has a reader."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from configs.errors import InputError
+from configs.schema import Component, Precision, StaticShapes, Task
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """Digest and size of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+class TensorSpec(_Record):
+    """One input or output of a net."""
+
+    #: the contract's name
+    name: str
+    #: what the file itself calls it
+    artifact_name: str
+    #: integers, or axis names where dynamic
+    shape: tuple[int | str, ...]
+    #: numpy's dtype name
+    dtype: str
+
+
+class HostLookup(_Record):
+    """Rows that the host looks up in a table because the chip's net takes embeddings."""
+
+    indices: str
+    input: str
+    table: str
+
+
+class Estimate(_Record):
+    """The vendor compiler's own latency estimate; never a measurement."""
+
+    latency_ms: float
+    source: str
+
+
+class Net(_Record):
+    """One callable of an artifact."""
+
+    name: str
+    file: str
+    artifact_net: str | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    host_lookups: tuple[HostLookup, ...] = ()
+    estimate: Estimate | None = None
+
+
+class Rewrite(_Record):
+    """A graph rewrite and the proof that it changed nothing."""
+
+    name: str
+    reason: str
+    sites: int
+    #: largest absolute difference against the plain graph under onnxruntime
+    max_abs_error: float
+
+
+class Checkpoint(_Record):
+    """Identity of the weights an artifact was made from."""
+
+    source: str
+    revision: str | None
+    weights_sha256: str
+    architecture: str
+
+
+class Build(_Record):
+    """What building it cost."""
+
+    seconds: float
+    peak_memory_bytes: int | None = None
+
+
+class ComponentManifest(_Record):
+    """One artifact: written last, so its existence means that its files are complete."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["component"] = "component"
+    pipeline: str
+    task: Task
+    component: Component
+    target: str
+    precision: Precision
+    key: str
+    key_inputs: dict[str, Any]
+    nets: tuple[Net, ...]
+    files: dict[str, FileRecord]
+    rewrites: tuple[Rewrite, ...] = ()
+    commands: tuple[tuple[str, ...], ...] = ()
+    tools: dict[str, str]
+    checkpoint: Checkpoint
+    device_memory_bytes: int | None = None
+    build: Build
+
+
+class TextSettings(_Record):
+    """Token ids and text handling of a checkpoint."""
+
+    start_token_id: int
+    end_token_id: int
+    pad_token_id: int
+    cls_token_id: int
+    enc_token_id: int | None
+    vocabulary_size: int
+    question_start: Literal["cls", "enc"]
+    maximum_positions: int
+    lower_case: bool
+
+
+class ImageSettings(_Record):
+    """The checkpoint's image processor."""
+
+    height: int
+    width: int
+    resample: Literal["bicubic", "bilinear", "nearest", "lanczos"]
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Dimensions(_Record):
+    """Sizes of the model."""
+
+    layers: int
+    heads: int
+    head_size: int
+    hidden_size: int
+    vision_hidden_size: int
+    image_tokens: int
+    feature_size: int | None = None
+
+
+class TaskManifest(_Record):
+    """What the runtime must know about a task, whatever the target."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["task"] = "task"
+    pipeline: str
+    task: Task
+    checkpoint: Checkpoint
+    components: tuple[Component, ...]
+    text: TextSettings
+    image: ImageSettings
+    dimensions: Dimensions
+    shapes: StaticShapes
+    files: dict[str, FileRecord]
+    key: str
+
+
+AnyManifest = TypeVar("AnyManifest", TaskManifest, ComponentManifest)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> FileRecord:
+    """Digest and size of a file."""
+    return FileRecord(sha256=file_sha256(path), size_bytes=path.stat().st_size)
+
+
+def key_of(key_inputs: dict[str, Any]) -> str:
+    """Digest of everything that decides an artifact's content: sorted JSON, SHA-256."""
+    text = json.dumps(key_inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(model: type[AnyManifest], path: Path) -> AnyManifest:
+    """Reads a manifest.
+
+    Raises:
+        InputError: missing, damaged, or written in another schema version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no manifest; build the artifact first") from None
+    try:
+        version = json.loads(text).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: schema_version {version} is not {SCHEMA_VERSION}; rebuild the artifact "
+                "or use the release that wrote it"
+            )
+        return model.model_validate_json(text)
+    except (json.JSONDecodeError, ValidationError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: damaged manifest ({reason}); rebuild the artifact") from None
