@@ -199,8 +199,8 @@ def build_component(
     """Builds one artifact, or reuses it when key and digests match.
 
     ``produce`` gets an empty folder, writes the artifact's files there (flat, all names
-    beginning with the location's stem) and returns the remaining fields of :class:`ComponentManifest`
-    (everything but ``key``, ``key_inputs``, ``files`` and ``build``).
+    beginning with the location's stem) and returns the remaining fields of the manifest (all
+    but ``key``, ``key_inputs``, ``files`` and ``build``).
 
     Raises:
         ToolError: a tool failed or the disk is full; any existing artifact is left untouched.

@@ -83,9 +83,11 @@ def select(
     component: str | None = None,
     target: str | None = None,
     precision: str | None = None,
+    backend: str | None = None,
 ) -> Selection:
     """Resolves a command's options against a pipeline file. Options take comma-separated lists.
 
+    ``backend`` keeps only targets of that backend, and refuses an asked-for target of another.
     A target that the file does not list may still be asked for by name, in its default precision.
 
     Raises:
@@ -105,10 +107,19 @@ def select(
     pairs: list[tuple[TargetConfig, Precision]] = []
     for name in wanted or list(pipeline.targets):
         chosen = load_target(name)
+        if backend is not None and chosen.backend != backend:
+            if not wanted:
+                continue
+            fitting = [t for t in target_names() if load_target(t).backend == backend]
+            raise ConfigError(
+                f"--target {name}: not a {backend} target; choose from: {', '.join(fitting)}"
+            )
         listed = pipeline.targets.get(name)
         values = precisions or list(listed.precisions if listed else (chosen.default_precision,))
         where = f"--precision {','.join(precisions)}" if precisions else shown(config)
         pairs += [(chosen, check_precision(chosen, value, where)) for value in values]
+    if backend is not None and not pairs:
+        raise ConfigError(f"{shown(config)}: targets: none uses {backend}; list one, or name it")
     return Selection(
         pipeline=pipeline,
         tasks=tuple(tasks),  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Description:
 
 def seeded(name: str) -> random.Random:
     """Return a source of random numbers that depends on ``name`` alone."""
-    return random.Random(name)  # noqa: S311 (scenes hold no secrets)
+    return random.Random(name)
 
 
 def split_of_caption(text: str) -> Split:

@@ -1,0 +1,81 @@
+# Thin by design: every target calls a stage; the stages decide what is out of date.
+CONFIG ?= configs/reference.yaml
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv/.complete
+TPU_ENVIRONMENT := .venv-tpu/.complete
+
+select = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(COMPONENT),--component $(COMPONENT))
+force = $(if $(FORCE),--force)
+dry_run = $(if $(DRY_RUN),--dry-run)
+precision = $(if $(PRECISION),--precision $(PRECISION))
+target = $(if $(TARGET),--target $(TARGET))
+
+.DEFAULT_GOAL := help
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify test test-slow test-device \
+	test-network lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  options: CONFIG=%s TASK= TARGET= PRECISION= COMPONENT= DRY_RUN=1 FORCE=1 VERIFY=full\n' '$(CONFIG)'
+
+all: setup ## set up, export, compile for every target of CONFIG, verify
+	@$(PYTHON) -m export $(select) $(dry_run) $(force)
+	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
+	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full))
+
+setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and .venv-tpu
+
+setup-tpu: $(TPU_ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10)
+
+$(ENVIRONMENT): requirements/pipeline.txt requirements/development.txt requirements/constraints.txt pyproject.toml
+	@python3 scripts/setup_environment.py
+	@touch $@
+
+$(TPU_ENVIRONMENT): requirements/tpu.txt requirements/tpu-constraints.txt scripts/setup_tpu.py | $(ENVIRONMENT)
+	@$(PYTHON) -m scripts.setup_tpu
+	@touch $@
+
+doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
+	@$(PYTHON) -m scripts.doctor
+
+export: $(ENVIRONMENT) ## checkpoints -> ONNX, one file per component
+	@$(PYTHON) -m export $(select) $(dry_run) $(force)
+
+ir: export ## ONNX -> OpenVINO IR
+	@$(PYTHON) -m compile $(select) --target openvino $(precision) $(dry_run) $(force)
+
+bmodel: export $(TPU_ENVIRONMENT) ## ONNX -> BModel for TARGET=bm1684|bm1684x|bm1688 (default: all in CONFIG)
+	@$(PYTHON) -m compile $(select) --backend sophon $(target) $(precision) $(dry_run) $(force)
+
+compile: export $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
+	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
+
+verify: setup ## prove every artifact against onnxruntime and the checkpoint (VERIFY=full: full-size simulation)
+	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
+
+test: setup ## run the tests
+	@$(PYTHON) -m pytest -m "not slow and not device and not network"
+
+test-slow: setup ## tests that need full-size models
+	@$(PYTHON) -m pytest -m slow
+
+test-device: setup ## tests that need a SOPHON board or card
+	@$(PYTHON) -m pytest -m device
+
+test-network: setup ## tests that need a model hub
+	@$(PYTHON) -m pytest -m network
+
+lint: $(ENVIRONMENT) ## ruff and mypy
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format: $(ENVIRONMENT) ## rewrite the code in the project's format
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+clean: ## remove artifacts (environments stay)
+	@rm -rf models/artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+distclean: clean ## remove artifacts and environments
+	@rm -rf .venv .venv-tpu .cache blip_edge.egg-info
