@@ -1,4 +1,4 @@
-"""Creates .venv with the pinned requirements. Standard library only: it runs before anything is installed."""
+"""Creates .venv with the pinned requirements; standard library only, for it runs first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def version_of(python: str) -> tuple[int, int] | None:
 
 
 def find_python() -> str | None:
-    """First working interpreter between MINIMUM and MAXIMUM: $BLIP_EDGE_PYTHON, this one, the PATH."""
+    """First working interpreter of $BLIP_EDGE_PYTHON, this one, and those on the PATH."""
     candidates = [os.environ.get("BLIP_EDGE_PYTHON"), sys.executable]
     candidates += [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
     for candidate in candidates:
@@ -71,8 +71,9 @@ def main() -> int:
         python = find_python()
         if python is None:
             sys.stderr.write(
-                "error: no Python 3.11, 3.12 or 3.13 with venv found; install one (on Debian or Ubuntu: "
-                "apt install python3.11 python3.11-venv) or name it: BLIP_EDGE_PYTHON=/path/to/python3.11\n"
+                "error: no Python 3.11, 3.12 or 3.13 with venv found; install one (on Debian or "
+                "Ubuntu: apt install python3.11 python3.11-venv) or name it: "
+                "BLIP_EDGE_PYTHON=/path/to/python3.11\n"
             )
             return 1
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
@@ -86,8 +87,8 @@ def main() -> int:
     install = [*pip, "install", *requirements, "-e", "."]
     if run_logged(install, "installing the pinned requirements into .venv"):
         sys.stderr.write(
-            f"error: pip could not install the requirements; see the end of {LOG.relative_to(ROOT)}, "
-            "then run the same make command again\n"
+            "error: pip could not install the requirements; see the end of "
+            f"{LOG.relative_to(ROOT)}, then run the same make command again\n"
         )
         return 1
     return 0

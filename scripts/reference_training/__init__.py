@@ -1,0 +1,1 @@
+"""How the small reference checkpoints are trained, saved and measured."""

@@ -1,0 +1,226 @@
+"""Creates ``.venv-tpu``: TPU-MLIR in its own Python 3.10 environment, pinned and mended.
+
+Run as ``python -m scripts.setup_tpu``. A second run finds its stamp and returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from configs.errors import BlipEdgeError, ToolError
+from scripts.glibc_mend import GlibcState, inspect, mend
+from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_python, probe
+
+# configs.layout is not imported: it brings pydantic, and an up-to-date set-up must cost nothing.
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = REPOSITORY_ROOT / ".venv-tpu"
+REQUIREMENTS = REPOSITORY_ROOT / "requirements" / "tpu.txt"
+CONSTRAINTS = REPOSITORY_ROOT / "requirements" / "tpu-constraints.txt"
+LOG = REPOSITORY_ROOT / ".cache" / "logs" / "setup_tpu.log"
+STAMP_NAME = "blip-edge-setup.json"
+#: Installed size is 3 GiB; pip unpacks wheels beside it.
+NEEDED_BYTES = 5 * 2**30
+
+_PIP_PACKAGE = re.compile(r"(?:Collecting|Requirement already satisfied:) (\S+)")
+
+CONSTRAINTS_HEADER = """\
+# Every package of .venv-tpu, exactly: set-up passes this file to pip with -c.
+# Written by: python -m scripts.setup_tpu --freeze
+"""
+
+
+def environment_python(environment: Path) -> Path:
+    """The environment's interpreter."""
+    return environment / "bin" / "python"
+
+
+def package_folder(environment: Path) -> Path:
+    """Where pip puts the ``tpu_mlir`` package."""
+    return environment / "lib" / "python3.10" / "site-packages" / "tpu_mlir"
+
+
+def wanted_stamp(environment: Path) -> dict[str, str]:
+    """What the environment must have been made from to be up to date."""
+    stamp = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (REQUIREMENTS, CONSTRAINTS)
+        if path.is_file()
+    }
+    override = os.environ.get(OVERRIDE_VARIABLE)
+    python = Path(override) if override else environment_python(environment)
+    stamp["interpreter"] = str(python.resolve())
+    return stamp
+
+
+def is_current(environment: Path) -> bool:
+    """Whether the environment is complete, made from today's requirement files, and mended."""
+    try:
+        stamp = json.loads((environment / STAMP_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    if stamp != wanted_stamp(environment) or not environment_python(environment).exists():
+        return False
+    package = package_folder(environment)
+    return package.is_dir() and inspect(package).state != "unmended"
+
+
+def _check_machine() -> None:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise ToolError(
+            f"TPU-MLIR is built for x86-64 Linux only, this is {platform.system()} "
+            f"{platform.machine()}; build SOPHON targets elsewhere"
+        )
+    free = shutil.disk_usage(REPOSITORY_ROOT).free
+    if not ENVIRONMENT.exists() and free < NEEDED_BYTES:
+        raise ToolError(
+            f"{REPOSITORY_ROOT}: {free / 2**30:.1f} GiB free, TPU-MLIR's environment needs "
+            f"{NEEDED_BYTES / 2**30:.0f} GiB; free some space"
+        )
+
+
+def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> None:
+    """Runs a command with its output in the log and a progress bar on the terminal."""
+    from configs.console import steps
+
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with LOG.open("a") as log, steps("set-up of TPU-MLIR", max(expected_packages, 1)) as progress:
+        progress.start(title)
+        print("$", *command, file=log, flush=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=clean_environment(),
+        )
+        assert process.stdout is not None  # noqa: S101 - PIPE was asked for
+        errors: list[str] = []
+        for line in process.stdout:
+            log.write(line)
+            package = _PIP_PACKAGE.match(line)
+            if package:
+                progress.start(f"{title}: {package[1]}")
+                progress.done()
+            if "error" in line.lower():
+                errors.append(line.strip())
+        code = process.wait()
+    if code != 0:
+        reason = errors[0] if errors else "no error line"
+        raise ToolError(f"{title} failed (exit code {code}): {reason}; log: {LOG}")
+
+
+def _create(environment: Path) -> None:
+    python = find_python()
+    usable = environment_python(environment)
+    if usable.exists() and usable.resolve() == python and not isinstance(probe(str(usable)), str):
+        return
+    command = [str(python), "-m", "venv", "--clear", str(environment)]
+    _run_logged(command, "creating the environment")
+
+
+def _smoke_test(environment: Path) -> None:
+    """Imports what the tools import and runs one of the wheel's own programs."""
+    python = str(environment_python(environment))
+    program = str(environment / "bin" / "model_tool")
+    checks = ([python, "-c", "import tpu_mlir, torch, onnx, onnxruntime, psutil"], [program])
+    for command in checks:
+        result = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+        text = result.stdout + result.stderr
+        if "GLIBC_" in text or (command[0] == python and result.returncode != 0):
+            last = text.strip().splitlines()[-1:] or ["no output"]
+            raise ToolError(
+                f"TPU-MLIR is installed and does not start: {last[0]}; "
+                f"delete {environment.name} and run make setup; log: {LOG}"
+            )
+
+
+def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
+    """Creates or completes the environment; safe to repeat and to interrupt.
+
+    Raises:
+        ConfigError: ``$TPU_MLIR_PYTHON`` is not a Python 3.10.
+        ToolError: no Python 3.10, wrong kind of machine, too little disk space, or pip failed.
+    """
+    from filelock import FileLock
+
+    _check_machine()
+    lock = REPOSITORY_ROOT / ".cache" / "setup_tpu.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if is_current(environment):
+            return inspect(package_folder(environment))
+        stamp = environment / STAMP_NAME
+        stamp.unlink(missing_ok=True)
+        _create(environment)
+        install = [str(environment_python(environment)), "-m", "pip", "install"]
+        install += ["--no-input", "--progress-bar", "off", "-r", str(REQUIREMENTS)]
+        packages = 0
+        if CONSTRAINTS.is_file():
+            install += ["-c", str(CONSTRAINTS)]
+            lines = CONSTRAINTS.read_text().splitlines()
+            packages = sum("==" in line for line in lines)
+        _run_logged(install, "installing packages", packages)
+        state = mend(package_folder(environment))
+        _smoke_test(environment)
+        stamp.write_text(json.dumps(wanted_stamp(environment), indent=2) + "\n")
+        return state
+
+
+def freeze(environment: Path = ENVIRONMENT) -> None:
+    """Writes the constraints file from what the environment holds.
+
+    Raises:
+        ToolError: pip failed, or a package came from a local path and cannot be pinned.
+    """
+    python = str(environment_python(environment))
+    command = [python, "-m", "pip", "freeze", "--disable-pip-version-check"]
+    result = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    if result.returncode != 0:
+        raise ToolError(f"pip freeze failed (exit code {result.returncode}): {result.stderr[:200]}")
+    lines = result.stdout.splitlines()
+    unpinned = [line for line in lines if "==" not in line or "@" in line]
+    if unpinned:
+        raise ToolError(f"{environment.name}: {unpinned[0]} comes from a local path; reinstall it")
+    CONSTRAINTS.write_text(CONSTRAINTS_HEADER + "\n".join(lines) + "\n")
+
+
+def _arguments(arguments: list[str] | None) -> Any:
+    parser = argparse.ArgumentParser(prog="python -m scripts.setup_tpu", description=__doc__)
+    parser.add_argument(
+        "--freeze", action="store_true", help="write requirements/tpu-constraints.txt and stop"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = _arguments(arguments)
+    try:
+        if options.freeze:
+            freeze()
+            return 0
+        if is_current(ENVIRONMENT):
+            return 0
+        state = set_up()
+    except BlipEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"TPU-MLIR is ready in {ENVIRONMENT.name}; glibc mend: {state}", file=sys.stderr)
+    if state.moved:
+        print(f"moved aside: {', '.join(state.moved)}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
