@@ -1,4 +1,4 @@
-"""Finds a Python 3.10 for TPU-MLIR by running candidates: a name on PATH may be a shim that fails."""
+"""Finds a Python 3.10 for TPU-MLIR by running candidates: a name may be a shim that fails."""
 
 from __future__ import annotations
 
