@@ -29,6 +29,7 @@ INTERMEDIATE_SIZE = 512
 VISION_LAYERS = 4
 TEXT_LAYERS = 2
 PROJECTION_SIZE = 64
+MAX_TOKENS = 64
 INITIALIZER_RANGE = 0.02
 
 
@@ -47,7 +48,7 @@ def reference_config(vocabulary_size: int, separator: int) -> Any:
             "encoder_hidden_size": HIDDEN_SIZE,
             "num_hidden_layers": TEXT_LAYERS,
             "projection_dim": HIDDEN_SIZE,
-            "max_position_embeddings": 64,
+            "max_position_embeddings": MAX_TOKENS,
             "bos_token_id": vocabulary_size - 2,
             "eos_token_id": 2,
             "sep_token_id": separator,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,20 @@ class Pool:
     def __len__(self) -> int:
         return len(self.images)
 
+    def save(self, folder: Path) -> None:
+        """Write every array to ``folder``, which must not exist yet."""
+        fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
+        fresh.mkdir(parents=True)
+        for field in fields(self):
+            np.save(fresh / f"{field.name}.npy", getattr(self, field.name))
+        fresh.rename(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Pool:
+        """Map a saved pool into memory; several processes share one copy."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
+
 
 @dataclass
 class Batch:
@@ -74,7 +90,9 @@ def build_pool(count: int, split: Split, tokenizer: Any, workers: int, start: in
     starts = range(start, start + count, _CHUNK)
     sizes = [min(_CHUNK, start + count - first) for first in starts]
     with ProcessPoolExecutor(workers) as executor:
-        images = np.concatenate(list(executor.map(_draw_chunk, starts, sizes, [split] * len(sizes))))
+        images = np.concatenate(
+            list(executor.map(_draw_chunk, starts, sizes, [split] * len(sizes)))
+        )
     made = [make_scene(index, split) for index in range(start, start + count)]
     asked = [questions(scene) for scene in made]
     paired = [matching_pairs(scene) for scene in made]
@@ -112,19 +130,19 @@ def _encode(groups: Sequence[Sequence[str]], tokenizer: Any) -> NDArray[np.int16
 
 
 class BatchMaker:
-    """Samples training batches from a pool; a batch depends on the seed and the step alone."""
+    """Samples training batches from a pool; a batch depends on seed, rank and step alone."""
 
-    def __init__(self, pool: Pool, tokenizer: Any, batch_size: int, seed: int) -> None:
+    def __init__(self, pool: Pool, tokenizer: Any, batch_size: int, seed: int, rank: int) -> None:
         self._pool = pool
         self._batch_size = batch_size
-        self._seed = seed
+        self._seed = (seed, rank)
         self._start = int(tokenizer.bos_token_id)
         self._prompt = np.array(tokenizer(CAPTION_PROMPT)["input_ids"][1:-1])
 
     def make(self, step: int) -> Batch:
         """Return the batch of one training step."""
         pool, size = self._pool, self._batch_size
-        source = np.random.default_rng((self._seed, step))
+        source = np.random.default_rng((*self._seed, step))
         rows = source.integers(0, len(pool), size)
         asked = _choose(source, pool.question_counts[rows], QUESTIONS_PER_IMAGE, first=0)
         chosen = _choose(source, pool.text_counts[rows], TEXTS_PER_IMAGE - 1, first=1)
@@ -136,9 +154,9 @@ class BatchMaker:
             pixels=_shifted(pool.images[rows], source),
             caption_ids=caption_ids,
             caption_labels=caption_labels,
-            question_ids=_trimmed(pool.questions[rows[:, None], asked].astype(np.int64)),
+            question_ids=pool.questions[rows[:, None], asked].astype(np.int64),
             answer_ids=answers,
-            text_ids=_trimmed(pool.texts[rows[:, None], chosen].astype(np.int64)),
+            text_ids=pool.texts[rows[:, None], chosen].astype(np.int64),
             text_labels=(chosen == 0).astype(np.int64),
         )
 
@@ -159,17 +177,11 @@ class BatchMaker:
 
 
 def _choose(source: np.random.Generator, counts: _Ids, amount: int, first: int) -> _Ids:
-    """Choose ``amount`` different positions in ``[first, count)`` per row; int64 ``[B, amount]``."""
+    """Choose different positions in ``[first, count)`` per row; int64 ``[B, amount]``."""
     keys = source.random((len(counts), int(counts.max())))
     positions = np.arange(keys.shape[1])[None, :]
     keys[(positions >= counts[:, None]) | (positions < first)] = 2.0
     return np.argsort(keys, axis=1)[:, :amount]
-
-
-def _trimmed(ids: _Ids) -> _Ids:
-    """Drop the columns that are padding in every row."""
-    used = np.flatnonzero(ids.reshape(-1, ids.shape[-1]).any(axis=0))
-    return ids[..., : int(used[-1]) + 1]
 
 
 def _shifted(images: NDArray[np.uint8], source: np.random.Generator) -> NDArray[np.uint8]:
@@ -180,4 +192,5 @@ def _shifted(images: NDArray[np.uint8], source: np.random.Generator) -> NDArray[
     rows = np.clip(np.arange(height)[None, :] + down, 0, height - 1)
     columns = np.clip(np.arange(width)[None, :] + across, 0, width - 1)
     every = np.arange(count)[:, None, None]
-    return images[every, rows[:, :, None], columns[:, None, :]]
+    moved: NDArray[np.uint8] = images[every, rows[:, :, None], columns[:, None, :]]
+    return moved

@@ -73,8 +73,9 @@ def _matching_losses(
     logits = model.itm_head(states[:, :, 0]).flatten(0, 1).float()
     matching = functional.cross_entropy(logits, labels.flatten(), weight=weights)
 
-    wrong = 1  # one wrong text of every image joins the contrast, as one more candidate
-    states = encode_texts(model.text_encoder, ids[:, : 1 + wrong].transpose(0, 1).flatten(0, 1)[:, None], None)
+    # One wrong text of every image joins the contrast, as one more candidate.
+    alone = ids[:, :2].transpose(0, 1).flatten(0, 1)[:, None]
+    states = encode_texts(model.text_encoder, alone, None)
     texts = functional.normalize(model.text_proj(states[:, 0, 0]).float(), dim=-1)
     images = functional.normalize(model.vision_proj(image_embeds[:, 0]).float(), dim=-1)
     similarity = scale.exp() * images @ texts.t()  # [B, 2B]: right texts, then wrong ones
@@ -97,7 +98,7 @@ def encode_texts(encoder: Any, ids: Tensor, image_embeds: Tensor | None) -> Tens
     """
     count, texts, length = ids.shape
     flat = ids.flatten(0, 1)
-    hidden = encoder.embeddings(input_ids=flat)
+    hidden: Tensor = encoder.embeddings(input_ids=flat)
     bias = torch.zeros(flat.shape).masked_fill(flat == 0, -1e4)[:, None, None, :]
     for layer in encoder.encoder.layer:
         hidden, _ = layer.attention(hidden, attention_mask=bias)

@@ -24,19 +24,21 @@ def word_pieces(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*SPECIAL_TOKENS, *words, *characters]))
 
 
-def build_tokenizer(pieces: list[str]) -> Any:
-    """Build a lower-casing tokenizer; ``[DEC]`` and ``[ENC]`` get the two ids after ``pieces``."""
+def build_tokenizer(pieces: list[str], longest: int) -> Any:
+    """Build a lower-casing tokenizer; ``[DEC]`` and ``[ENC]`` get the two ids after ``pieces``.
+
+    ``longest`` is the number of tokens beyond which a text is truncated, where truncation is on.
+    """
     tokenizer = BertTokenizerFast(
         vocab={piece: index for index, piece in enumerate(pieces)},
         do_lower_case=True,
-        model_max_length=512,
+        model_max_length=longest,
         additional_special_tokens=[ENCODER_START],
         bos_token=DECODER_START,
     )
-    # The order in which special tokens are added decides their ids: [DEC] first.
-    start = tokenizer.convert_tokens_to_ids(DECODER_START)
-    if start != len(pieces) or len(tokenizer) != len(pieces) + 2:
-        raise RuntimeError(f"[DEC] has id {start}, expected {len(pieces)}")
+    ids = tokenizer.convert_tokens_to_ids([DECODER_START, ENCODER_START])
+    if ids != [len(pieces), len(pieces) + 1]:
+        raise RuntimeError(f"[DEC], [ENC] have the ids {ids}, expected the two after the pieces")
     return tokenizer
 
 
