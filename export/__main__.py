@@ -1,0 +1,57 @@
+"""``python -m export``: checkpoints -> one verified ONNX per component."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.command import exit_codes, select
+from configs.console import messages, output
+from configs.load import shown
+from export.pipeline import TaskPlan, plan, run
+
+application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@application.command()
+@exit_codes
+def main(
+    config: Annotated[Path, typer.Option(help="Pipeline file.")] = Path("configs/reference.yaml"),
+    task: Annotated[str | None, typer.Option(help="Only these tasks, comma-separated.")] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Only these components, comma-separated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build even what is unchanged.")] = False,
+) -> None:
+    """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
+    selection = select(config, task=task, component=component)
+    plans = plan(selection, force=force)
+    if dry_run:
+        _print_plan(plans)
+        return
+    if not any(item.work for item in plans):
+        count = sum(len(item.items) for item in plans)
+        messages.print(f"export: unchanged, {count} components are up to date")
+        return
+    built = run(selection, plans, force=force)
+    messages.print(f"export: {built} artifacts built")
+
+
+def _print_plan(plans: list[TaskPlan]) -> None:
+    for item in plans:
+        identity = item.files.identity
+        revision = f" at {identity.revision}" if identity.revision else ""
+        output.print(f"{item.task}: {identity.source}{revision}, {identity.architecture}")
+        state = "unchanged" if item.task_item.reusable else "build"
+        path = item.task_item.layout.task_manifest(item.task)
+        output.print(f"  {state:9}  {shown(path)}", soft_wrap=True)
+        for entry in item.items:
+            state = "unchanged" if entry.reusable else "build"
+            output.print(f"  {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    application()

@@ -1,0 +1,59 @@
+"""Loads a checkpoint's weights into the HuggingFace model, or says why they do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from configs.errors import InputError
+from configs.load import shown
+from export.checkpoint import CheckpointFiles
+
+
+def load_model(files: CheckpointFiles) -> Any:
+    """The HuggingFace model in float32, in evaluation mode, without gradients.
+
+    Raises:
+        InputError: weights missing, of another shape, or not finite.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model_class = getattr(transformers, files.identity.architecture)
+    where = shown(files.folder)
+    try:
+        model, report = model_class.from_pretrained(
+            files.folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Wrong tensor shapes and unreadable tensors surface as exceptions of several libraries.
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{where}: weights do not fit the model of config.json ({reason}); "
+            "use the config.json and weights of one checkpoint"
+        ) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{where}: {len(missing)} weights are missing, among them {missing[0]}; "
+            "use a complete checkpoint"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(
+                f"{where}: {name} holds values that are not finite; the checkpoint is damaged, "
+                "copy or train it again"
+            )
+    model.eval()
+    model.requires_grad_(False)
+    return model

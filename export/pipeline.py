@@ -1,0 +1,213 @@
+"""Plans and runs an export: one ONNX per component, checked against the checkpoint's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.build import build_component, current, source_digest, tool_versions
+from configs.command import Selection
+from configs.console import Steps, steps
+from configs.layout import Layout, Location
+from configs.load import shown
+from configs.manifest import Net, key_of
+from configs.schema import Component, PipelineConfig, Task
+from export.checkpoint import CheckpointFiles, inspect
+from export.components import registry
+from export.task_manifest import TaskItem, build_task, plan_task, restamp
+
+if TYPE_CHECKING:
+    from export.processor import Processor
+    from export.settings import ModelSettings
+
+TOOLS = ("torch", "transformers", "tokenizers", "onnx", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One component to export."""
+
+    component: Component
+    location: Location
+    key_inputs: dict[str, Any]
+    #: whether the existing artifact can stay
+    reusable: bool
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task to export."""
+
+    files: CheckpointFiles
+    task_item: TaskItem
+    items: tuple[Item, ...]
+
+    @property
+    def task(self) -> Task:
+        """Task name."""
+        return self.files.task
+
+    @property
+    def work(self) -> int:
+        """How many artifacts have to be built."""
+        return sum(not item.reusable for item in self.items) + (not self.task_item.reusable)
+
+
+def plan(selection: Selection, *, force: bool = False) -> list[TaskPlan]:
+    """Checks every checkpoint and finds out what has to be built, without loading any.
+
+    Raises:
+        InputError: a checkpoint that is missing, damaged or for another task.
+    """
+    layout = Layout(selection.pipeline)
+    found = [(task, inspect(task, selection.pipeline.tasks[task])) for task in selection.tasks]
+    versions = tool_versions(*TOOLS)
+    plans = []
+    for task, files in found:
+        items = []
+        for component in selection.task_components(task):
+            location = layout.onnx(task, component)
+            key_inputs = _key_inputs(component, files, versions)
+            reusable = not force and current(location, key_of(key_inputs)) is not None
+            items.append(Item(component, location, key_inputs, reusable))
+        task_item = plan_task(selection.pipeline, files, layout, versions, force=force)
+        plans.append(TaskPlan(files, task_item, tuple(items)))
+    return plans
+
+
+def _key_inputs(
+    component: Component, files: CheckpointFiles, versions: dict[str, str]
+) -> dict[str, Any]:
+    """Everything that decides a component's files. Static shapes do not: its axes are dynamic."""
+    weights = registry.parameters_of(component, files.task, files.parameters)
+    return {
+        "task": files.task,
+        "component": component,
+        "architecture": files.identity.architecture,
+        "config": files.config_sha256,
+        "weights": files.digest(weights),
+        # Reference inputs are real: scenes through the checkpoint's own processor.
+        "processor": files.processor_sha256,
+        "sources": {"export": source_digest("export"), "scenes": source_digest("configs/scenes")},
+        "tools": versions,
+    }
+
+
+@dataclass
+class _Loaded:
+    """A task's model and samples, loaded when the first component needs them."""
+
+    files: CheckpointFiles
+    settings: ModelSettings
+    processor: Processor
+
+    @cached_property
+    def samples(self) -> Any:
+        from export.model import load_model
+        from export.samples import Samples
+
+        return Samples(load_model(self.files), self.processor, self.settings)
+
+
+def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> int:
+    """Builds what is not there yet; returns how many artifacts were built.
+
+    Every task's settings are checked before the first is built.
+
+    Raises:
+        InputError, ConfigError: a checkpoint or shape that cannot be exported.
+        ParityError: a wrapper that does not compute what the checkpoint computes.
+        ToolError: the exporter failed or the disk is full.
+    """
+    from export.processor import load_processor
+    from export.settings import check_shapes, read_settings
+
+    pending = [item for item in plans if item.work]
+    loaded = []
+    for item in pending:
+        settings = read_settings(item.files)
+        check_shapes(settings, selection.pipeline.tasks[item.task].shapes)
+        loaded.append(_Loaded(item.files, settings, load_processor(item.files, settings)))
+    with steps("export", sum(item.work for item in pending)) as progress:
+        while pending:
+            # Popped, so that one task's model is freed before the next is loaded.
+            _run_task(selection.pipeline, pending.pop(0), loaded.pop(0), progress, force=force)
+    return sum(item.work for item in plans)
+
+
+def _run_task(
+    pipeline: PipelineConfig, plan: TaskPlan, loaded: _Loaded, progress: Steps, *, force: bool
+) -> None:
+    if not plan.task_item.reusable:
+        progress.start(f"{plan.task} processor")
+        build_task(pipeline, plan.task_item, plan.files, loaded.settings, loaded.processor)
+        progress.done()
+    for item in plan.items:
+        if item.reusable:
+            restamp(item.location, plan.files.identity)
+            continue
+        progress.start(f"{plan.task} {item.component}")
+        line = _build(pipeline, item, plan.files, loaded, force=force)
+        progress.done(line)
+
+
+def _build(
+    pipeline: PipelineConfig, item: Item, files: CheckpointFiles, loaded: _Loaded, *, force: bool
+) -> str:
+    errors: list[float] = []
+
+    def produce(folder: Path) -> dict[str, Any]:
+        fields, error = _export(item, folder, loaded)
+        errors.append(error)
+        return {
+            "pipeline": pipeline.name,
+            "task": files.task,
+            "component": item.component,
+            "target": "onnx",
+            "precision": "f32",
+            "tools": item.key_inputs["tools"],
+            "checkpoint": files.identity,
+            **fields,
+        }
+
+    built = build_component(item.location, item.key_inputs, produce, force=force)
+    seconds = built.manifest.build.seconds
+    name = f"{files.task} {item.component}"
+    path = shown(item.location.file(".onnx"))
+    if built.reused:
+        return f"{name}: built meanwhile by another run: {path}"
+    return f"{name}: {path} in {seconds:.1f} s, off by {errors[0]:.1e} from the model"
+
+
+def _export(item: Item, folder: Path, loaded: _Loaded) -> tuple[dict[str, Any], float]:
+    """Checks and writes one component; returns manifest fields and the worst relative error."""
+    import torch
+
+    from export import reference
+    from export.onnx_file import write_onnx
+
+    module = registry.load(item.component)
+    stem = item.location.stem
+    with torch.no_grad(), _seeded():
+        samples = loaded.samples
+        wrapper = module.wrapper(samples.model, loaded.settings).eval()
+        outcome = reference.check(item.component, module, wrapper, samples)
+        reference.write(folder / f"{stem}.reference.npz", outcome.record)
+        tensors = module.tensors(loaded.settings)
+        write_onnx(wrapper, tensors, folder / f"{stem}.onnx")
+    net = Net(name="main", file=f"{stem}.onnx", inputs=tensors.inputs, outputs=tensors.outputs)
+    return {"nets": (net,)}, outcome.worst_relative_error
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Nothing in an export is random; a fixed seed makes sure that it stays so."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

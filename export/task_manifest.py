@@ -1,0 +1,132 @@
+"""The task manifest and processor folder: what the runtime must know whatever the target."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from configs.build import (
+    artifact_lock,
+    as_json,
+    files_match,
+    publish,
+    source_digest,
+    staging,
+    write_atomically,
+)
+from configs.errors import InputError
+from configs.layout import Layout, Location
+from configs.manifest import (
+    Checkpoint,
+    ComponentManifest,
+    TaskManifest,
+    file_record,
+    key_of,
+    read_manifest,
+)
+from configs.schema import TASK_COMPONENTS, PipelineConfig
+from export.checkpoint import CheckpointFiles
+
+if TYPE_CHECKING:
+    from export.processor import Processor
+    from export.settings import ModelSettings
+
+_STEM = "task"
+_FOLDER = "processor"
+
+
+@dataclass(frozen=True)
+class TaskItem:
+    """A task manifest to write."""
+
+    layout: Layout
+    key: str
+    #: whether the existing one can stay
+    reusable: bool
+
+
+def plan_task(
+    pipeline: PipelineConfig,
+    files: CheckpointFiles,
+    layout: Layout,
+    versions: dict[str, str],
+    *,
+    force: bool,
+) -> TaskItem:
+    """Finds out whether the task manifest and processor files can stay."""
+    config = pipeline.tasks[files.task]
+    key = key_of(
+        {
+            "pipeline": pipeline.name,
+            "task": files.task,
+            "checkpoint": files.identity.model_dump(),
+            "config": files.config_sha256,
+            "processor": files.processor_sha256,
+            "question_start": config.question_start,
+            "shapes": config.shapes.model_dump(),
+            "sources": source_digest("export"),
+            "tools": {name: versions[name] for name in ("transformers", "tokenizers")},
+        }
+    )
+    reusable = False
+    if not force:
+        try:
+            manifest = read_manifest(TaskManifest, layout.task_manifest(files.task))
+            reusable = manifest.key == key and files_match(layout.task(files.task), manifest.files)
+        except InputError:
+            reusable = False
+    return TaskItem(layout, key, reusable)
+
+
+def build_task(
+    pipeline: PipelineConfig,
+    item: TaskItem,
+    files: CheckpointFiles,
+    settings: ModelSettings,
+    processor: Processor,
+) -> None:
+    """Writes the processor folder, then the task manifest.
+
+    Raises:
+        InputError: the checkpoint cannot serve the configured question start.
+        ToolError: the disk is full or the folder cannot be written.
+    """
+    from export.processor import image_settings, text_settings, write_processor
+
+    config = pipeline.tasks[files.task]
+    text = text_settings(processor, settings, config)
+    folder = item.layout.task(files.task)
+    path = item.layout.task_manifest(files.task)
+    with artifact_lock(folder, _STEM), staging(folder, _STEM) as temporary:
+        written = write_processor(processor, temporary / _FOLDER)
+        names = [str(file.relative_to(temporary)) for file in written]
+        manifest = TaskManifest(
+            pipeline=pipeline.name,
+            task=files.task,
+            checkpoint=files.identity,
+            components=TASK_COMPONENTS[files.task],
+            text=text,
+            image=image_settings(processor),
+            dimensions=settings.dimensions(),
+            shapes=config.shapes,
+            files={name: file_record(temporary / name) for name in names},
+            key=item.key,
+        )
+        path.unlink(missing_ok=True)
+        shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+        publish(temporary, folder, names, path)
+        write_atomically(path, as_json(manifest))
+
+
+def restamp(location: Location, identity: Checkpoint) -> None:
+    """Brings a reused artifact's record of its checkpoint up to date.
+
+    A component is rebuilt only for a change of weights that it depends on, so the digest of the
+    whole checkpoint may have moved on without it.
+    """
+    with artifact_lock(location.folder, location.stem):
+        manifest = read_manifest(ComponentManifest, location.manifest)
+        if manifest.checkpoint != identity:
+            updated: dict[str, Any] = {"checkpoint": identity}
+            write_atomically(location.manifest, as_json(manifest.model_copy(update=updated)))
