@@ -1,0 +1,377 @@
+"""Reads the manifests of artifacts (docs/manifest.md) with the standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+from runtime.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+TASK_MANIFEST = "manifest.json"
+COMPONENT_SUFFIX = ".manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Digest and size of one file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a net: the contract's name, the file's name, shape, numpy dtype."""
+
+    name: str
+    artifact_name: str
+    shape: Tuple[Union[int, str], ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class HostLookup:
+    """Rows of ``table`` ``[rows, hidden]``, looked up by ``indices``, are fed as ``input``."""
+
+    indices: str
+    input: str
+    table: str
+
+
+@dataclass(frozen=True)
+class Net:
+    """One callable of an artifact."""
+
+    name: str
+    file: str
+    artifact_net: Optional[str]
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+    host_lookups: Tuple[HostLookup, ...] = ()
+    latency_ms: Optional[float] = None
+
+    def input(self, name: str) -> Optional[TensorSpec]:
+        """The input called ``name`` in the contract, or None."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def output(self, name: str) -> Optional[TensorSpec]:
+        """The output called ``name`` in the contract, or None."""
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
+
+@dataclass(frozen=True)
+class ComponentManifest:
+    """One artifact: its nets, files and provenance. ``path`` is the manifest's own path."""
+
+    path: Path
+    pipeline: str
+    task: str
+    component: str
+    target: str
+    precision: str
+    nets: Tuple[Net, ...]
+    files: Mapping[str, FileRecord]
+    key: str
+    tools: Mapping[str, str] = field(default_factory=dict)
+    rewrites: Tuple[Mapping[str, Any], ...] = ()
+    weights_sha256: Optional[str] = None
+    device_memory_bytes: Optional[int] = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder that file names are relative to."""
+        return self.path.parent
+
+    def net(self, name: str) -> Net:
+        """The net called ``name``.
+
+        Raises:
+            ArtifactError: the artifact has no such net.
+        """
+        for net in self.nets:
+            if net.name == name:
+                return net
+        known = ", ".join(net.name for net in self.nets)
+        raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
+
+    def check_files(self, *, digests: bool = True) -> None:
+        """Checks that every file is there with the recorded size and, if asked, digest."""
+        check_files(self.path, self.folder, self.files, digests=digests)
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Token ids and text handling of a checkpoint."""
+
+    start_token_id: int
+    end_token_id: int
+    pad_token_id: int
+    cls_token_id: int
+    enc_token_id: Optional[int]
+    vocabulary_size: int
+    question_start: str
+    maximum_positions: int
+    lower_case: bool
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """The checkpoint's image processor: size in pixels, filter name, scale and normalisation."""
+
+    height: int
+    width: int
+    resample: str
+    rescale_factor: float
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of the model."""
+
+    layers: int
+    heads: int
+    head_size: int
+    hidden_size: int
+    vision_hidden_size: int
+    image_tokens: int
+    feature_size: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class StaticShapes:
+    """Lengths that fixed-shape artifacts were compiled for."""
+
+    batch: int
+    text_tokens: int
+    past_tokens: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class TaskManifest:
+    """What must be known about a task, whatever the target. ``path`` is the manifest's own path."""
+
+    path: Path
+    pipeline: str
+    task: str
+    components: Tuple[str, ...]
+    text: TextSettings
+    image: ImageSettings
+    dimensions: Dimensions
+    shapes: StaticShapes
+    files: Mapping[str, FileRecord]
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The task folder."""
+        return self.path.parent
+
+    def check_files(self, *, digests: bool = True) -> None:
+        """Checks the processor files as ``ComponentManifest.check_files`` does."""
+        check_files(self.path, self.folder, self.files, digests=digests)
+
+
+def safe_name(name: Any, where: str) -> str:
+    """A file name from a manifest, if it stays inside the manifest's folder.
+
+    Raises:
+        ArtifactError: absolute, drive-qualified, or climbing out with ``..``.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ArtifactError(f"{where}: not a file name; rebuild the artifact")
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    climbs = ".." in posix.parts or ".." in windows.parts
+    if climbs or posix.is_absolute() or windows.drive or windows.root:
+        raise ArtifactError(
+            f"{where}: '{name}' leaves the artifact's folder; do not use this artifact"
+        )
+    return name
+
+
+def check_files(
+    manifest: Path, folder: Path, files: Mapping[str, FileRecord], *, digests: bool
+) -> None:
+    """Checks existence and size, and the SHA-256 if ``digests``, of the files a manifest lists.
+
+    Raises:
+        ArtifactError: a file is missing or differs from the manifest.
+    """
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: missing (listed in {manifest.name}); rebuild or copy it")
+        size_bytes = path.stat().st_size
+        if size_bytes != record.size_bytes:
+            raise ArtifactError(
+                f"{path}: {size_bytes} bytes, {manifest.name} says {record.size_bytes}; "
+                "rebuild the artifact or copy it again"
+            )
+        if digests and _sha256(path) != record.sha256:
+            raise ArtifactError(
+                f"{path}: SHA-256 differs from {manifest.name}; rebuild the artifact or copy it "
+                "again (--no-verify-digest loads it anyway)"
+            )
+
+
+def read_task_manifest(path: Path) -> TaskManifest:
+    """Reads ``manifest.json`` of a task folder.
+
+    Raises:
+        ArtifactError: missing, damaged, or written in a newer schema version.
+    """
+    data = _read(path, "task")
+    where = str(path)
+    try:
+        image = data["image"]
+        return TaskManifest(
+            path=path,
+            pipeline=str(data["pipeline"]),
+            task=str(data["task"]),
+            components=tuple(data["components"]),
+            text=TextSettings(**_only(TextSettings, data["text"])),
+            image=ImageSettings(
+                height=int(image["height"]),
+                width=int(image["width"]),
+                resample=str(image["resample"]),
+                rescale_factor=float(image["rescale_factor"]),
+                mean=tuple(float(v) for v in image["mean"]),
+                std=tuple(float(v) for v in image["std"]),
+            ),
+            dimensions=Dimensions(**_only(Dimensions, data["dimensions"])),
+            shapes=StaticShapes(**_only(StaticShapes, data["shapes"])),
+            files=_files(data["files"], where),
+            checkpoint=data.get("checkpoint") or {},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_component_manifest(path: Path) -> ComponentManifest:
+    """Reads a ``<stem>.manifest.json``.
+
+    Raises:
+        ArtifactError: missing, damaged, newer than this reader, or naming files outside its folder.
+    """
+    data = _read(path, "component")
+    where = str(path)
+    try:
+        memory = data.get("device_memory_bytes")
+        return ComponentManifest(
+            path=path,
+            pipeline=str(data["pipeline"]),
+            task=str(data["task"]),
+            component=str(data["component"]),
+            target=str(data["target"]),
+            precision=str(data["precision"]),
+            nets=tuple(_net(net, where) for net in data["nets"]),
+            files=_files(data["files"], where),
+            key=str(data["key"]),
+            tools=data.get("tools") or {},
+            rewrites=tuple(data.get("rewrites") or ()),
+            weights_sha256=(data.get("checkpoint") or {}).get("weights_sha256"),
+            device_memory_bytes=None if memory is None else int(memory),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from None
+
+
+def component_manifests(folder: Path) -> Iterator[ComponentManifest]:
+    """All component manifests below a task folder, sorted by path."""
+    for path in sorted(folder.glob("**/*" + COMPONENT_SUFFIX)):
+        yield read_component_manifest(path)
+
+
+def _read(path: Path, kind: str) -> Dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such manifest; build or copy the artifact first") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); copy it again") from None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: damaged manifest (not an object); rebuild the artifact")
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: schema_version {version} is newer than this runtime reads "
+            f"({SCHEMA_VERSION}); update the runtime"
+        )
+    if version != SCHEMA_VERSION or data.get("kind") != kind:
+        raise ArtifactError(
+            f"{path}: not a {kind} manifest of schema_version {SCHEMA_VERSION}; rebuild it"
+        )
+    return data
+
+
+def _net(data: Mapping[str, Any], where: str) -> Net:
+    estimate = data.get("estimate") or {}
+    latency_ms = estimate.get("latency_ms")
+    lookups = [
+        HostLookup(
+            indices=str(item["indices"]),
+            input=str(item["input"]),
+            table=safe_name(item["table"], f"{where}: host_lookups"),
+        )
+        for item in data.get("host_lookups") or ()
+    ]
+    return Net(
+        name=str(data["name"]),
+        file=safe_name(data["file"], f"{where}: nets"),
+        artifact_net=data.get("artifact_net"),
+        inputs=_specs(data["inputs"]),
+        outputs=_specs(data["outputs"]),
+        host_lookups=tuple(lookups),
+        latency_ms=None if latency_ms is None else float(latency_ms),
+    )
+
+
+def _specs(items: List[Mapping[str, Any]]) -> Tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name=str(item["name"]),
+            artifact_name=str(item["artifact_name"]),
+            shape=tuple(axis if isinstance(axis, int) else str(axis) for axis in item["shape"]),
+            dtype=str(item["dtype"]),
+        )
+        for item in items
+    )
+
+
+def _files(data: Mapping[str, Mapping[str, Any]], where: str) -> Dict[str, FileRecord]:
+    return {
+        safe_name(name, f"{where}: files"): FileRecord(
+            sha256=str(record["sha256"]), size_bytes=int(record["size_bytes"])
+        )
+        for name, record in data.items()
+    }
+
+
+def _only(kind: Any, data: Mapping[str, Any]) -> Dict[str, Any]:
+    # Keys that a later writer of the same schema version adds are not an error.
+    return {key: data[key] for key in kind.__dataclass_fields__ if key in data}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, error: BaseException) -> ArtifactError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"key {reason} is missing"
+    return ArtifactError(f"{path}: damaged manifest ({reason}); rebuild the artifact")

@@ -1,0 +1,264 @@
+"""What every backend offers: named arrays in, named arrays out, in the contract's names."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from runtime.errors import ArtifactError, BackendError, InputError
+from runtime.manifests import ComponentManifest, HostLookup, Net, TensorSpec
+
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+ArrayDict = Dict[str, "np.ndarray[Any, Any]"]
+
+MODES = ("exact", "fast")
+PERFORMANCE_HINTS = ("latency", "throughput")
+#: Targets that are not SOPHON chips.
+HOST_TARGETS = ("onnx", "openvino")
+#: Value of ``device`` that runs a BModel on the vendor's chip simulator.
+SIMULATOR = "simulator"
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to load and run nets; each backend reads what concerns it."""
+
+    #: openvino: CPU, GPU, NPU, AUTO; SOPHON: device index or ``simulator``; None: the default
+    device: Optional[str] = None
+    #: openvino: ``exact`` computes in float32, ``fast`` in the device's default precision
+    mode: str = "exact"
+    #: openvino: ``latency`` or ``throughput``
+    performance_hint: str = "latency"
+    #: openvino: folder of compiled-model caches; None compiles every time
+    cache_folder: Optional[Path] = None
+    #: onnxruntime, openvino: threads per call; None: the backend's choice
+    threads: Optional[int] = None
+    #: compare SHA-256 digests with the manifest before loading
+    verify_digest: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"mode '{self.mode}': choose from {', '.join(MODES)}")
+        if self.performance_hint not in PERFORMANCE_HINTS:
+            known = ", ".join(PERFORMANCE_HINTS)
+            raise InputError(f"performance_hint '{self.performance_hint}': choose from {known}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads {self.threads}: must be at least 1")
+
+    def with_device(self, device: Optional[str]) -> "SessionOptions":
+        """The same options for another device."""
+        return replace(self, device=device)
+
+
+class Session(ABC):
+    """One component artifact, loaded on first use and safe to share between threads."""
+
+    def __init__(self, manifest: ComponentManifest, options: SessionOptions) -> None:
+        self.manifest = manifest
+        self.options = options
+        self.nets: Dict[str, Net] = {net.name: net for net in manifest.nets}
+        self._lock = threading.RLock()
+        self._loaded = False
+        self._tables: ArrayDict = {}
+
+    @property
+    def inputs(self) -> Tuple[TensorSpec, ...]:
+        """Inputs of the first net."""
+        return self.manifest.nets[0].inputs
+
+    @property
+    def outputs(self) -> Tuple[TensorSpec, ...]:
+        """Outputs of the first net."""
+        return self.manifest.nets[0].outputs
+
+    def net(self, name: Optional[str]) -> Net:
+        """The net called ``name``, or the only net if None.
+
+        Raises:
+            ArtifactError: no such net, or several to choose from.
+        """
+        if name is None:
+            if len(self.nets) != 1:
+                known = ", ".join(self.nets)
+                raise ArtifactError(f"{self.manifest.path}: nets: name one of {known}")
+            return self.manifest.nets[0]
+        return self.nets[name] if name in self.nets else self.manifest.net(name)
+
+    def load(self) -> None:
+        """Checks the files against the manifest and loads them; does nothing the second time.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+            BackendError: the backend is missing or refuses the artifact.
+        """
+        if self._loaded:
+            return
+        with self._lock:
+            if self._loaded:
+                return
+            self.manifest.check_files(digests=self.options.verify_digest)
+            for net in self.manifest.nets:
+                for lookup in net.host_lookups:
+                    self._load_table(lookup)
+            self._load()
+            self._loaded = True
+
+    def run(self, feeds: Arrays, net: Optional[str] = None) -> ArrayDict:
+        """Runs one net.
+
+        Args:
+            feeds: contract name to array; names that the net does not take are ignored. Dtypes are
+                converted to the net's own, and embeddings are looked up where the net takes them
+                instead of token ids.
+            net: which net; may be omitted where there is only one.
+
+        Returns:
+            Contract name to array; half-precision outputs come back as float32.
+
+        Raises:
+            InputError: an input is missing or has the wrong shape.
+            BackendError: the backend failed.
+        """
+        chosen = self.net(net)
+        self.load()
+        arrays = self._convert(chosen, feeds)
+        outputs = self._execute(chosen, arrays)
+        return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
+
+    def close(self) -> None:
+        """Releases what the backend holds; the session loads again when it is used again."""
+        with self._lock:
+            if self._loaded:
+                self._unload()
+                self._loaded = False
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Loads the artifact's files; called once, under the session's lock."""
+
+    @abstractmethod
+    def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        """Runs a net on arrays in its inputs' order and dtypes; returns its outputs in order."""
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Releases what ``_load`` took."""
+
+    def _convert(self, net: Net, feeds: Arrays) -> List[np.ndarray]:
+        lookups = {lookup.input: lookup for lookup in net.host_lookups}
+        arrays = []
+        for spec in net.inputs:
+            if spec.name in lookups and spec.name not in feeds:
+                array = self._look_up(lookups[spec.name], feeds)
+            elif spec.name in feeds:
+                array = np.asarray(feeds[spec.name])
+            else:
+                raise InputError(
+                    f"{self._label(net)}: input '{spec.name}' is missing; feed {_names(net.inputs)}"
+                )
+            check_shape(array, spec, self._label(net))
+            arrays.append(narrowed(array, spec.dtype))
+        return arrays
+
+    def _look_up(self, lookup: HostLookup, feeds: Arrays) -> np.ndarray:
+        if lookup.indices not in feeds:
+            raise InputError(f"{self.manifest.path.name}: input '{lookup.indices}' is missing")
+        table = self._tables[lookup.table]
+        indices = np.asarray(feeds[lookup.indices])
+        if indices.size and (indices.min() < 0 or indices.max() >= len(table)):
+            raise InputError(
+                f"{self.manifest.path.name}: {lookup.indices} outside 0..{len(table) - 1}"
+            )
+        rows: np.ndarray = table[indices]
+        return rows
+
+    def _load_table(self, lookup: HostLookup) -> None:
+        path = self.manifest.folder / lookup.table
+        try:
+            self._tables[lookup.table] = np.load(str(path), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: not a table ({one_line(error)}); rebuild it") from None
+
+    def _label(self, net: Net) -> str:
+        return f"{self.manifest.component} on {self.manifest.target} ({net.name})"
+
+    def _failed(self, what: str, error: BaseException) -> BackendError:
+        return BackendError(
+            f"{self.manifest.component} on {self.manifest.target}: {what}: {one_line(error)}"
+        )
+
+
+def open_session(manifest: ComponentManifest, options: SessionOptions) -> Session:
+    """The session class that serves the manifest's target; nothing is loaded yet."""
+    if manifest.target == "onnx":
+        from runtime.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(manifest, options)
+    if manifest.target == "openvino":
+        from runtime.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(manifest, options)
+    if options.device == SIMULATOR:
+        from runtime.simulated_session import SimulatedSession
+
+        return SimulatedSession(manifest, options)
+    from runtime.sail_session import SailSession
+
+    return SailSession(manifest, options)
+
+
+def check_shape(array: np.ndarray, spec: TensorSpec, where: str) -> None:
+    """Compares an array with a spec's fixed axes.
+
+    Raises:
+        InputError: rank or a fixed axis differs.
+    """
+    shape = spec.shape
+    fits = len(shape) == array.ndim and all(
+        wanted == have for wanted, have in zip(shape, array.shape) if isinstance(wanted, int)
+    )
+    if not fits:
+        raise InputError(
+            f"{where}: input '{spec.name}' has shape {list(array.shape)}, it must be {list(shape)}"
+        )
+
+
+def narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in a net's dtype and C order; ``bfloat16`` as upper halves in ``uint16``."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+        # Round to nearest, ties to even, as the chips' own converters do.
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        return (rounded >> np.uint32(16)).astype(np.uint16)
+    return np.ascontiguousarray(array, dtype=np.dtype(dtype))
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Half-precision arrays as float32; ``uint16`` holds bfloat16 bits."""
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something, for messages of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines and lines[0].startswith("Exception from") else "".join(lines[:1])
+    return text or type(error).__name__
+
+
+def _names(specs: Tuple[TensorSpec, ...]) -> str:
+    return ", ".join(spec.name for spec in specs)

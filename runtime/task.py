@@ -1,0 +1,115 @@
+"""What captioning, answering and matching share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, List, Optional, Type, TypeVar, Union
+
+import numpy as np
+
+from runtime.artifacts import Artifacts
+from runtime.errors import ArtifactError
+from runtime.generation_settings import GenerationSettings
+from runtime.manifests import TaskManifest, TextSettings
+from runtime.preprocessing import ImagePreprocessor
+from runtime.search import Sequence
+from runtime.sessions import Session, SessionOptions
+from runtime.tokenization import TextTokenizer
+
+AnyTask = TypeVar("AnyTask", bound="Task")
+_TOKENIZER = "processor/tokenizer.json"
+
+
+class Task:
+    """A task on loaded artifacts. Objects may be shared between threads."""
+
+    task = ""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self.artifacts = artifacts
+        self.manifest: TaskManifest = artifacts.manifest
+        if _TOKENIZER not in self.manifest.files:
+            raise ArtifactError(f"{self.manifest.path}: files: no {_TOKENIZER}; export it again")
+        self.preprocessor = ImagePreprocessor(self.manifest.image)
+        self.tokenizer = TextTokenizer(self.manifest.folder / _TOKENIZER, self.manifest.text)
+
+    @classmethod
+    def from_artifacts(
+        cls: Type[AnyTask],
+        folder: Union[str, Path],
+        *,
+        target: str = "openvino",
+        precision: Optional[str] = None,
+        device: Optional[str] = None,
+        mode: str = "exact",
+        performance_hint: str = "latency",
+        cache_folder: Union[str, Path, None] = None,
+        threads: Optional[int] = None,
+        verify_digest: bool = True,
+    ) -> AnyTask:
+        """Opens the task's artifacts; nets are loaded when first used.
+
+        Args:
+            folder: task folder, or the pipeline folder that holds it.
+            target: ``onnx``, ``openvino`` or a chip, e.g. ``bm1684x``.
+            precision: of the artifacts; None takes what is there, half precision first.
+            device: OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index, or ``simulator``.
+            mode: OpenVINO arithmetic, ``exact`` (float32) or ``fast`` (the device's default).
+            performance_hint: OpenVINO ``latency`` or ``throughput``.
+            cache_folder: OpenVINO's folder of compiled models; speeds up later starts.
+            threads: CPU threads per call.
+            verify_digest: compare files with the manifest's SHA-256 before loading them.
+
+        Raises:
+            ArtifactError: missing, damaged or too new artifacts.
+            BackendError: the backend is missing.
+        """
+        options = SessionOptions(
+            device=device,
+            mode=mode,
+            performance_hint=performance_hint,
+            cache_folder=None if cache_folder is None else Path(cache_folder),
+            threads=threads,
+            verify_digest=verify_digest,
+        )
+        opened = Artifacts.open(
+            folder, cls.task, target=target, precision=precision, options=options
+        )
+        return cls(opened)
+
+    def session(self, component: str) -> Session:
+        """The session of one of the task's components."""
+        return self.artifacts.session(component)
+
+    def close(self) -> None:
+        """Releases what the backend holds."""
+        self.artifacts.close()
+
+    def __enter__(self: AnyTask) -> AnyTask:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def padded_sequences(
+    found: List[List[Sequence]], text: TextSettings, settings: GenerationSettings
+) -> np.ndarray:
+    """Sequences as one array ``[rows, tokens]`` int64, filled as HuggingFace fills shorter ones."""
+    rows = [sequence.token_ids for sequences in found for sequence in sequences]
+    fill = text.pad_token_id
+    if settings.num_beams > 1 and fill == 0:
+        # There, a pad id of 0 counts as absent in beam search and the end token takes its place.
+        fill = text.end_token_id
+    padded = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded
+
+
+def like_input(array: np.ndarray, example: Any) -> Any:
+    """The array as a torch tensor if the example is one; torch is never imported for it."""
+    if type(example).__module__.split(".")[0] == "torch" and "torch" in sys.modules:
+        return sys.modules["torch"].from_numpy(array)
+    return array
