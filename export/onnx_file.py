@@ -10,6 +10,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy
 import onnx
@@ -69,12 +70,12 @@ def _trace(wrapper: nn.Module, tensors: Tensors) -> onnx.ModelProto:
         # The TorchScript exporter announces its deprecation; the newer exporter's vision graph
         # does not compile for BM1684 (docs/adr/0002-one-decoder-graph.md).
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
             torch.onnx.export(
                 wrapper,
                 tensors.example_inputs(),
-                stream,
+                stream,  # type: ignore[arg-type]
                 dynamo=False,
                 opset_version=OPSET,
                 export_params=False,
@@ -136,7 +137,8 @@ def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
 
 def _bytes(weight: torch.Tensor) -> memoryview:
     """A weight's content as it lies in the file (little endian, rows first)."""
-    return memoryview(numpy.ascontiguousarray(weight.detach().numpy())).cast("B")
+    content: Any = numpy.ascontiguousarray(weight.detach().numpy())
+    return memoryview(content).cast("B")
 
 
 def _header(name: str, weight: torch.Tensor) -> onnx.TensorProto:

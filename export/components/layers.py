@@ -60,6 +60,21 @@ class _RepeatForBatch(torch.autograd.Function):
         return graph.op("Expand", constant, graph.op("Concat", batch, ones, axis_i=0))
 
 
+class _TakeRow(torch.autograd.Function):
+    """One token of ``[batch, tokens, hidden]``: the first (0) or the last (-1)."""
+
+    @staticmethod
+    def forward(_context: Any, value: torch.Tensor, index: int) -> torch.Tensor:
+        return value[:, index]
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, index: int) -> Any:
+        # Slice and Flatten, not Gather: chips take a Gather for an embedding lookup.
+        end = 1 if index == 0 else torch.iinfo(torch.int64).max
+        bounds = (graph.op("Constant", value_t=torch.tensor([n])) for n in (index, end, 1))
+        return graph.op("Flatten", graph.op("Slice", value, *bounds), axis_i=1)
+
+
 def split_heads(value: torch.Tensor, head_size: int) -> torch.Tensor:
     """``[batch, tokens, hidden]`` -> ``[batch, tokens, heads, head_size]``."""
     return _SplitHeads.apply(value, head_size)  # type: ignore[no-any-return, no-untyped-call]
@@ -68,6 +83,16 @@ def split_heads(value: torch.Tensor, head_size: int) -> torch.Tensor:
 def flatten_last(value: torch.Tensor) -> torch.Tensor:
     """``[a, b, c, d]`` -> ``[a, b, c * d]``."""
     return _FlattenLast.apply(value)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def first_token(value: torch.Tensor) -> torch.Tensor:
+    """``[batch, tokens, hidden]`` -> ``[batch, hidden]``."""
+    return _TakeRow.apply(value, 0)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def last_token(value: torch.Tensor) -> torch.Tensor:
+    """``[batch, tokens, hidden]`` -> ``[batch, hidden]``."""
+    return _TakeRow.apply(value, -1)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def repeat_for_batch(constant: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

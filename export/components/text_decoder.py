@@ -23,7 +23,7 @@ from export.component import (
     tensor,
 )
 from export.components.cross_key_values import key_value_tensors
-from export.components.layers import MASKED, Projection
+from export.components.layers import MASKED, Projection, last_token
 from export.components.text_layers import (
     CrossAttention,
     SelfAttention,
@@ -106,7 +106,7 @@ class TextDecoder(nn.Module):
                 hidden, layer_past, layer_cross, self_attention_mask, cross_mask
             )
             rows += [key, value]
-        return self.head(hidden[:, -1:].flatten(1)), *rows
+        return self.head(last_token(hidden)), *rows
 
 
 def tensors(settings: ModelSettings) -> Tensors:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from export.component import BATCH, TEXT_TOKENS, Case, Tensors, tensor
-from export.components.layers import Projection, padding_mask
+from export.components.layers import Projection, first_token, padding_mask
 from export.components.text_layers import EncoderLayer, TextEmbeddings
 from export.samples import Samples
 from export.settings import ModelSettings
@@ -29,14 +29,15 @@ class TextEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_embeds: torch.Tensor
     ) -> torch.Tensor:
-        """``[batch, tokens]`` ids and mask -> ``[batch, tokens, hidden]``, or ``[batch, 2]`` logits."""
+        """Ids and mask ``[batch, tokens]`` -> states ``[batch, tokens, hidden]`` or two logits."""
         hidden = self.embeddings(input_ids)
         mask = padding_mask(attention_mask)
         for layer in self.layers:
             hidden = layer(hidden, mask, image_embeds)
         if self.head is None:
-            return hidden
-        logits: torch.Tensor = self.head(hidden[:, :1].flatten(1))
+            states: torch.Tensor = hidden
+            return states
+        logits: torch.Tensor = self.head(first_token(hidden))
         return logits
 
 

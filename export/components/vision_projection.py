@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from export.component import BATCH, Case, Tensors, tensor
-from export.components.layers import Projection
+from export.components.layers import Projection, first_token
 from export.samples import Samples
 from export.settings import ModelSettings
 
@@ -23,9 +23,7 @@ class FirstTokenProjection(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[batch, tokens, hidden]`` -> ``[batch, features]``."""
-        # Slice and flatten, not index: a scalar Gather is one more operator for chips to support.
-        first = hidden[:, :1].flatten(1)
-        projected = self.projection(first)
+        projected: torch.Tensor = self.projection(first_token(hidden))
         # As torch.nn.functional.normalize, in operators every backend has.
         length = (projected * projected).sum(dim=-1, keepdim=True).sqrt().clamp(min=1e-12)
         return projected / length
