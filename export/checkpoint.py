@@ -30,16 +30,17 @@ ARCHITECTURES: dict[Task, str] = {
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-#: files that decide preprocessing and tokenisation
-PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
+#: files that decide preprocessing
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+#: files that decide tokenisation
+TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
 )
+PROCESSOR_FILES = (*IMAGE_FILES, *TEXT_FILES)
 #: safetensors allows headers up to this many bytes
 _MAXIMUM_HEADER = 100_000_000
 
@@ -160,7 +161,7 @@ def check_processor_files(found: dict[str, str], folder: Path) -> None:
         InputError: naming what is missing.
     """
     needed = {
-        "image settings": ("preprocessor_config.json", "processor_config.json"),
+        "image settings": IMAGE_FILES,
         "a vocabulary": ("tokenizer.json", "vocab.txt"),
     }
     for what, names in needed.items():

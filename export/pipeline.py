@@ -16,7 +16,7 @@ from configs.layout import Layout, Location
 from configs.load import shown
 from configs.manifest import Net, key_of
 from configs.schema import Component, PipelineConfig, Task
-from export.checkpoint import CheckpointFiles, inspect
+from export.checkpoint import IMAGE_FILES, TEXT_FILES, CheckpointFiles, inspect
 from export.components import registry
 from export.task_manifest import TaskItem, build_task, plan_task, restamp
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from export.settings import ModelSettings
 
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "numpy", "pillow")
+_FILES = {"image": IMAGE_FILES, "text": TEXT_FILES}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def _key_inputs(
 ) -> dict[str, Any]:
     """Everything that decides a component's files. Static shapes do not: its axes are dynamic."""
     weights = registry.parameters_of(component, files.task, files.parameters)
+    reads = registry.REGISTRY[component].reads
+    names = [name for kind in reads for name in _FILES[kind]]
     return {
         "task": files.task,
         "component": component,
@@ -91,7 +94,7 @@ def _key_inputs(
         "config": files.config_sha256,
         "weights": files.digest(weights),
         # Reference inputs are real: scenes through the checkpoint's own processor.
-        "processor": files.processor_sha256,
+        "processor": {n: d for n, d in files.processor_sha256.items() if n in names},
         "sources": {"export": source_digest("export"), "scenes": source_digest("configs/scenes")},
         "tools": versions,
     }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from configs.schema import TASK_COMPONENTS, Component, Task
 
@@ -25,13 +25,17 @@ class Entry:
     weights: str
     #: components whose outputs feed the reference inputs
     fed_by: tuple[Component, ...] = ()
+    #: what the reference inputs are made of
+    reads: tuple[Literal["image", "text"], ...] = ("image", "text")
 
 
 REGISTRY: dict[Component, Entry] = {
-    "vision_encoder": Entry(r"vision_model\."),
+    "vision_encoder": Entry(r"vision_model\.", reads=("image",)),
     "text_encoder": Entry(r"(text_encoder|itm_head)\.", ("vision_encoder",)),
-    "text_encoder_unimodal": Entry(r"(text_encoder\.(?!.*\.crossattention\.)|text_proj\.)"),
-    "vision_projection": Entry(r"vision_proj\.", ("vision_encoder",)),
+    "text_encoder_unimodal": Entry(
+        r"(text_encoder\.(?!.*\.crossattention\.)|text_proj\.)", reads=("text",)
+    ),
+    "vision_projection": Entry(r"vision_proj\.", ("vision_encoder",), reads=("image",)),
     "cross_key_values": Entry(
         r"text_decoder\..*\.crossattention\.self\.(key|value)\.",
         ("vision_encoder", "text_encoder"),
