@@ -64,6 +64,8 @@ class Net(_Record):
     outputs: tuple[TensorSpec, ...]
     host_lookups: tuple[HostLookup, ...] = ()
     estimate: Estimate | None = None
+    #: attention fusions that the vendor's compiler made, by pattern name (sophon)
+    fusions: dict[str, int] = {}
 
 
 class Rewrite(_Record):

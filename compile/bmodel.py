@@ -1,0 +1,147 @@
+"""ONNX -> SOPHON BModel, through TPU-MLIR (docs/adding-a-target.md)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compile import tpu_mlir
+from compile.backend import Job, Source, manifest_fields
+from compile.bmodel_info import BModelInfo, match_inputs, match_outputs
+from compile.bmodel_steps import (
+    Deployed,
+    Graph,
+    Steps,
+    artifact_net,
+    combine_argv,
+    deploy_argv,
+    deploy_folder,
+    is_combined,
+)
+from compile.rewrites import check_names
+from compile.shapes import net_names
+from compile.vendor_process import MemoryBudget, shell_line
+from configs.build import tool_versions
+from configs.errors import ToolError
+from configs.manifest import Estimate, HostLookup, Net
+
+if TYPE_CHECKING:
+    from compile.prepare import Prepared
+
+
+class SophonBackend:
+    """Builds BModels; steps that several chips share are kept in the pipeline's work folder."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._steps = Steps(budget)
+
+    def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
+        """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
+        target = job.target
+        check_names(target.rewrites, f"configs/targets/{target.name}.yaml")
+        chip = target.model_dump(
+            mode="json", include={"name", "cores", "combine_nets", "estimate_file"}
+        )
+        graph = Graph(job, source, target.rewrites)
+        return {
+            **graph.key,
+            "chip": chip,
+            "precision": job.precision,
+            "tools": self._tools(),
+        }
+
+    def plan(self, job: Job, source: Source | None) -> list[str]:
+        """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet."""
+        graph = Graph(job, source, job.target.rewrites)
+        lines = []
+        for net in net_names(job.task, job.component):
+            lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
+            lines.append(shell_line(deploy_argv(job, net), deploy_folder(job) / net))
+        if is_combined(job):
+            lines.append(shell_line(combine_argv(job), deploy_folder(job)))
+        return lines
+
+    def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
+        """Prepare, transform, deploy, combine, read back."""
+        graph = Graph(job, source, job.target.rewrites)
+        prepared_folder, prepared = self._steps.prepare(graph)
+        rewrites = prepared.rewrites
+        if graph.rewrites and not prepared.rewritten:
+            # Nothing to rewrite in this graph: share the other chips' MLIR.
+            graph = Graph(job, source, ())
+            prepared_folder, prepared = self._steps.prepare(graph)
+        shutil.rmtree(deploy_folder(job), ignore_errors=True)
+        commands: list[tpu_mlir.Argv] = []
+        deployed = []
+        try:
+            for net in prepared.nets:
+                top = self._steps.transform(graph, net.name, prepared.weights_bytes)
+                deployed.append(self._steps.deploy(job, net.name, top, prepared.weights_bytes))
+                commands += [graph.transform_argv(net.name), deploy_argv(job, net.name)]
+            files = self._steps.assemble(job, deployed, folder)
+        finally:
+            shutil.rmtree(deploy_folder(job), ignore_errors=True)
+        if is_combined(job):
+            commands.append(combine_argv(job))
+        infos = {file: self._steps.info(job, folder / file) for file in sorted(set(files.values()))}
+        lookups = self._tables(job, prepared, prepared_folder, folder)
+        return {
+            **manifest_fields(job, source),
+            "nets": tuple(
+                self._net(job, prepared, one, files[one.net], infos[files[one.net]], lookups)
+                for one in deployed
+            ),
+            "rewrites": rewrites,
+            "commands": tuple(commands),
+            "tools": self._tools(),
+            "device_memory_bytes": sum(info.device_memory_bytes for info in infos.values()),
+        }
+
+    def memory_bytes(self, source: Source) -> int:  # noqa: ARG002 - interface
+        """Nothing of its own: each step holds its share of the budget."""
+        return 0
+
+    def _tools(self) -> dict[str, str]:
+        return {"tpu_mlir": tpu_mlir.version(), **tool_versions("onnx", "onnxruntime")}
+
+    def _tables(
+        self, job: Job, prepared: Prepared, prepared_folder: Path, folder: Path
+    ) -> tuple[HostLookup, ...]:
+        """Copies the tables of host lookups beside the BModel."""
+        copied = []
+        for lookup in prepared.lookups:
+            table = f"{job.location.stem}.{lookup.table}"
+            shutil.copyfile(prepared_folder / lookup.table, folder / table)
+            copied.append(lookup.model_copy(update={"table": table}))
+        return tuple(copied)
+
+    def _net(
+        self,
+        job: Job,
+        prepared: Prepared,
+        deployed: Deployed,
+        file: str,
+        info: BModelInfo,
+        lookups: tuple[HostLookup, ...],
+    ) -> Net:
+        """A net's manifest entry, from what the finished file says of itself."""
+        name = artifact_net(job, deployed.net)
+        found = info.nets.get(name)
+        if found is None:
+            raise ToolError(f"{file}: has nets {sorted(info.nets)}, but no {name}")
+        expected = next(net for net in prepared.nets if net.name == deployed.net)
+        estimate = None
+        if deployed.estimate_ms is not None:
+            source = f"tpu_mlir {tpu_mlir.version()} {job.target.estimate_file}"
+            estimate = Estimate(latency_ms=deployed.estimate_ms, source=source)
+        return Net(
+            name=deployed.net,
+            file=file,
+            artifact_net=name,
+            inputs=match_inputs(expected.inputs, found, file),
+            outputs=match_outputs(expected.outputs, found, file),
+            host_lookups=lookups,
+            estimate=estimate,
+            fusions=deployed.fusions,
+        )

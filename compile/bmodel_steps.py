@@ -1,0 +1,232 @@
+"""The steps from an exported graph to BModel files; chips share what does not depend on them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compile import tpu_mlir
+from compile.backend import Job, Source
+from compile.bmodel_info import BModelInfo, fusions, latency_estimate_ms, parse_info
+from compile.shapes import NetShape, net_names, net_shapes
+from compile.vendor_process import MemoryBudget, run_tool
+from compile.work_cache import cached, cached_path
+from configs.build import source_digest, tool_versions
+from configs.errors import ToolError
+from configs.load import shown
+
+if TYPE_CHECKING:
+    from compile.prepare import Prepared
+
+#: Expected peak memory: a fixed part in bytes and a multiple of the weights (BLIP-base, measured).
+_PREPARE_MEMORY = (0.3e9, 2.2)
+_TRANSFORM_MEMORY = (0.4e9, 4.8)
+_DEPLOY_MEMORY = {"f32": (0.4e9, 4.0), "f16": (0.4e9, 2.0), "bf16": (0.4e9, 2.0)}
+
+
+def _memory(measured: tuple[float, float], weights_bytes: int) -> int:
+    return int(measured[0] + measured[1] * weights_bytes)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported graph as one chip family takes it: which nets, after which rewrites."""
+
+    job: Job
+    #: None in a dry run before the export
+    source: Source | None
+    rewrites: tuple[str, ...]
+
+    @property
+    def nets(self) -> tuple[NetShape, ...]:
+        """Nets and their static lengths."""
+        job = self.job
+        shapes = job.layout.pipeline.tasks[job.task].shapes
+        image_tokens = self.source.task.dimensions.image_tokens if self.source else 0
+        return net_shapes(job.task, job.component, shapes, image_tokens)
+
+    @property
+    def name(self) -> str:
+        """Name of the prepared intermediate."""
+        variant = f"_for_{self.job.target.name}" if self.rewrites else ""
+        return f"{self.job.task}_{self.job.component}{variant}"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the prepared graphs."""
+        return {
+            "stage": source_digest("compile"),
+            "onnx": self.source.digests if self.source else None,
+            "nets": {net.name: dict(net.axes) for net in self.nets},
+            "rewrites": list(self.rewrites),
+            "tools": tool_versions("onnx", "onnxruntime"),
+        }
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared graphs."""
+        return self._folder(self.name, self.key)
+
+    def top_name(self, net: str) -> str:
+        """Name of one net's top-level MLIR intermediate."""
+        return f"{self.name}_{net}_top"
+
+    def top_key(self, net: str) -> dict[str, Any]:
+        """What decides a net's top-level MLIR."""
+        return {"prepared": self.key, "net": net, "tpu_mlir": tpu_mlir.version()}
+
+    def top(self, net: str) -> Path:
+        """Folder of one net's top-level MLIR."""
+        return self._folder(self.top_name(net), self.top_key(net))
+
+    def _folder(self, name: str, key: dict[str, Any]) -> Path:
+        work = self.job.layout.work
+        return cached_path(work, name, key) if self.source else work / f"{name}.DIGEST"
+
+    def transform_argv(self, net: str) -> tpu_mlir.Argv:
+        """The command that makes one net's top-level MLIR, in a folder beside the prepared one."""
+        onnx = f"../{self.prepared.name}/{net}.onnx"
+        return tpu_mlir.transform(artifact_net(self.job, net), onnx)
+
+
+def artifact_net(job: Job, net: str) -> str:
+    """What a net is called inside the BModel."""
+    return job.component if net == "main" else f"{job.component}_{net}"
+
+
+def bmodel_file(job: Job, net: str | None = None) -> str:
+    """File name of the whole artifact, or of one net's own file."""
+    return f"{job.location.stem}_{net}.bmodel" if net else f"{job.location.stem}.bmodel"
+
+
+def is_combined(job: Job) -> bool:
+    """Whether the component's nets go into one file with shared weights."""
+    return job.target.combine_nets and len(net_names(job.task, job.component)) > 1
+
+
+def deploy_folder(job: Job) -> Path:
+    """Where the vendor's compiler works; each net has a folder in it."""
+    return job.layout.work / f"{job.location.stem}_deploy"
+
+
+def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
+    """The command that compiles one net, in the net's folder."""
+    return tpu_mlir.deploy(artifact_net(job, net), job.target.name, job.precision, job.target.cores)
+
+
+def combine_argv(job: Job) -> tpu_mlir.Argv:
+    """The command that puts all nets into one file, in the deploy folder."""
+    nets = net_names(job.task, job.component)
+    parts = [f"{net}/{artifact_net(job, net)}.bmodel" for net in nets]
+    return tpu_mlir.combine(parts, bmodel_file(job))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One net's own BModel."""
+
+    net: str
+    bmodel: Path
+    estimate_ms: float | None
+    fusions: dict[str, int]
+
+
+class Steps:
+    """Runs the steps, each within its share of the memory budget."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+
+    def prepare(self, graph: Graph) -> tuple[Path, Prepared]:
+        """Rewritten graphs with fixed shapes, one per net; made once for all chips."""
+        # Here, not above: an unchanged run must not wait for onnx and onnxruntime to load.
+        from compile.prepare import prepare, read_prepared
+
+        source = graph.source
+        assert source is not None, "only a dry run goes without"  # noqa: S101
+
+        def make(folder: Path) -> None:
+            with self._budget.hold(_memory(_PREPARE_MEMORY, source.size_bytes)):
+                prepare(source, graph.nets, graph.rewrites, folder)
+
+        folder = cached(graph.job.layout.work, graph.name, graph.key, make)
+        return folder, read_prepared(folder)
+
+    def transform(self, graph: Graph, net: str, weights_bytes: int) -> Path:
+        """Top-level MLIR of one net; made once for all chips that take this graph."""
+        argv = graph.transform_argv(net)
+        name = graph.top_name(net)
+        log = graph.job.layout.logs / f"{name}.log"
+        wanted = tpu_mlir.transformed(artifact_net(graph.job, net))
+
+        def make(folder: Path) -> None:
+            log.unlink(missing_ok=True)
+            with self._budget.hold(_memory(_TRANSFORM_MEMORY, weights_bytes)):
+                run_tool(argv, folder, log)
+            _require(folder, wanted, argv, log)
+            for path in folder.iterdir():
+                if path.name not in wanted:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        return cached(graph.job.layout.work, name, graph.top_key(net), make)
+
+    def deploy(self, job: Job, net: str, top: Path, weights_bytes: int) -> Deployed:
+        """One net's BModel for one chip."""
+        folder = deploy_folder(job) / net
+        folder.mkdir(parents=True)
+        name = artifact_net(job, net)
+        for file in tpu_mlir.transformed(name):
+            (folder / file).symlink_to(top / file)
+        log = _log(job, net)
+        log.unlink(missing_ok=True)
+        argv = deploy_argv(job, net)
+        with self._budget.hold(_memory(_DEPLOY_MEMORY[job.precision], weights_bytes)):
+            run_tool(argv, folder, log)
+        _require(folder, (f"{name}.bmodel",), argv, log)
+        profile = job.target.estimate_file
+        return Deployed(
+            net=net,
+            bmodel=folder / f"{name}.bmodel",
+            estimate_ms=latency_estimate_ms(folder / profile) if profile else None,
+            fusions=fusions(log.read_text(encoding="utf-8", errors="replace")),
+        )
+
+    def assemble(self, job: Job, deployed: Sequence[Deployed], folder: Path) -> dict[str, str]:
+        """Puts the nets' BModels into ``folder``, combined or not; returns each net's file."""
+        if is_combined(job):
+            file = bmodel_file(job)
+            log = _log(job, "combine")
+            log.unlink(missing_ok=True)
+            run_tool(combine_argv(job), deploy_folder(job), log)
+            _require(deploy_folder(job), (file,), combine_argv(job), log)
+            shutil.move(deploy_folder(job) / file, folder / file)
+            return {one.net: file for one in deployed}
+        files = {}
+        for one in deployed:
+            file = bmodel_file(job, one.net if len(deployed) > 1 else None)
+            shutil.move(one.bmodel, folder / file)
+            files[one.net] = file
+        return files
+
+    def info(self, job: Job, bmodel: Path) -> BModelInfo:
+        """What the finished file says of itself."""
+        log = _log(job, f"{bmodel.stem.removeprefix(job.location.stem).strip('_') or 'file'}_info")
+        log.unlink(missing_ok=True)
+        run_tool(tpu_mlir.info(bmodel.name), bmodel.parent, log)
+        return parse_info(log.read_text(encoding="utf-8", errors="replace"), bmodel)
+
+
+def _log(job: Job, step: str) -> Path:
+    return job.layout.logs / f"{job.location.stem}_{step}.log"
+
+
+def _require(folder: Path, files: Sequence[str], argv: tpu_mlir.Argv, log: Path) -> None:
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise ToolError(
+            f"{argv[0]} ended with exit code 0 but left no {', '.join(missing)}; "
+            f"read its log: {shown(log)}"
+        )

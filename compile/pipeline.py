@@ -1,0 +1,130 @@
+"""Works through the artifacts of a selection, two at a time, and reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile.backend import Backend, Job, Source, read_source
+from compile.bmodel import SophonBackend
+from compile.openvino_ir import OpenVinoBackend
+from compile.vendor_process import MemoryBudget, stop_all
+from configs.build import Built, build_component
+from configs.command import Selection
+from configs.console import Steps, messages, output, steps
+from configs.layout import Layout
+from configs.manifest import ComponentManifest
+
+#: Steps that run side by side, and the memory they may take together beside this process. A
+#: full-size BLIP-base build stays below 6 GB on two cores with these.
+WORKERS = max(1, min(2, os.cpu_count() or 1))
+BUDGET_BYTES = 4_000_000_000
+
+
+def jobs(selection: Selection, backend: str | None = None) -> list[Job]:
+    """Artifacts to build. Targets come first: neighbours then share no intermediate to wait for."""
+    layout = Layout(selection.pipeline)
+    return [
+        Job(layout, task, component, target, precision)
+        for target, precision in selection.targets
+        if backend in (None, target.backend)
+        for task in selection.tasks
+        for component in selection.task_components(task)
+    ]
+
+
+def backends(budget: MemoryBudget) -> dict[str, Backend]:
+    """One object per backend name in ``configs/targets``."""
+    return {"openvino": OpenVinoBackend(), "sophon": SophonBackend(budget)}
+
+
+def show_plan(selected: Iterable[Job]) -> None:
+    """Prints every command of a build on standard output; runs nothing and writes nothing."""
+    offered = backends(MemoryBudget(BUDGET_BYTES))
+    seen: set[str] = set()
+    for job in selected:
+        exported = job.layout.onnx(job.task, job.component).manifest.is_file()
+        source = read_source(job.layout, job.task, job.component) if exported else None
+        output.print(f"# {job.name}", markup=False, soft_wrap=True)
+        for line in offered[job.target.backend].plan(job, source):
+            # A step shared by several chips runs once.
+            if line not in seen:
+                output.print(line, markup=False, soft_wrap=True)
+            seen.add(line)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    job: Job
+    source: Source
+    backend: Backend
+    key_inputs: dict[str, object]
+
+
+def run(selected: list[Job], *, force: bool = False) -> None:
+    """Builds what is out of date, and says what was done.
+
+    Raises:
+        InputError: an exported graph is missing or damaged; found before any work starts.
+        ToolError, ParityError: the first failure; finished artifacts are kept.
+    """
+    started = time.perf_counter()
+    budget = MemoryBudget(BUDGET_BYTES)
+    offered = backends(budget)
+    sources: dict[tuple[str, str], Source] = {}
+    prepared = []
+    for job in selected:
+        pair = (job.task, job.component)
+        if pair not in sources:
+            sources[pair] = read_source(job.layout, job.task, job.component)
+        backend = offered[job.target.backend]
+        key_inputs = backend.key_inputs(job, sources[pair])
+        prepared.append(_Prepared(job, sources[pair], backend, key_inputs))
+    with steps("compile", len(prepared)) as progress, ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(_build, one, budget, progress, force=force) for one in prepared]
+        try:
+            _finish(futures)
+        except BaseException:
+            # The failure (or Ctrl-C) is the answer; nothing else may keep the user waiting.
+            for future in futures:
+                future.cancel()
+            stop_all()
+            raise
+    built = [future.result() for future in futures]
+    reused = sum(one.reused for one in built)
+    seconds = time.perf_counter() - started
+    messages.print(f"compile: {len(built) - reused} built, {reused} unchanged, {seconds:.1f} s")
+
+
+def _finish(futures: list[Future[Built]]) -> None:
+    """Waits for all, or raises the first failure as soon as there is one."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in futures:
+        if future in done and (error := future.exception()):
+            raise error
+
+
+def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool) -> Built:
+    progress.start(one.job.name)
+
+    def produce(folder: Path) -> dict[str, object]:
+        with budget.hold(one.backend.memory_bytes(one.source)):
+            return one.backend.build(one.job, one.source, folder)
+
+    built = build_component(one.job.location, one.key_inputs, produce, force=force)
+    progress.done(None if built.reused else _line(one.job, built.manifest))
+    return built
+
+
+def _line(job: Job, manifest: ComponentManifest) -> str:
+    """One line for a finished artifact."""
+    megabytes = sum(record.size_bytes for record in manifest.files.values()) / 1e6
+    estimates = [
+        f"{net.name} {net.estimate.latency_ms:g} ms" for net in manifest.nets if net.estimate
+    ]
+    estimate = f", estimate: {', '.join(estimates)}" if estimates else ""
+    return f"built {job.name}: {megabytes:.1f} MB in {manifest.build.seconds:.1f} s{estimate}"

@@ -1,0 +1,177 @@
+"""Exported graph -> graphs a chip's compiler takes: rewritten, shapes fixed, constants folded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict
+
+from compile.backend import Source
+from compile.graph import externalise, input_specs, load_graph, output_specs
+from compile.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
+from compile.rewrites import Lookup, load
+from compile.shapes import NetShape, bind
+from compile.static_graph import fix_shapes
+from configs.errors import InputError
+from configs.manifest import HostLookup, Rewrite
+
+FIX_SHAPES = "fix_shapes"
+_REASON = "the chips' compiler takes static shapes only; what computes shapes becomes a constant"
+_WEIGHTS = "weights.bin"
+_PLAIN = "plain.onnx"
+_RECORD = "prepared.json"
+
+
+class PreparedNet(BaseModel):
+    """One graph with fixed shapes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    #: graph file in the prepared folder
+    file: str
+    inputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
+
+
+class Prepared(BaseModel):
+    """What preparation made, as recorded beside the graphs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nets: tuple[PreparedNet, ...]
+    rewrites: tuple[Rewrite, ...]
+    #: ``table`` is a file in the prepared folder
+    lookups: tuple[HostLookup, ...]
+    weights_bytes: int
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether any rewrite but the fixing of shapes found something to change."""
+        return any(rewrite.sites for rewrite in self.rewrites if rewrite.name != FIX_SHAPES)
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """The record of a prepared folder."""
+    return Prepared.model_validate_json((folder / _RECORD).read_text())
+
+
+def prepared_key(
+    source: Source, nets: Sequence[NetShape], rewrites: Sequence[str]
+) -> dict[str, Any]:
+    """Everything that decides a prepared folder, except this stage's source and tools."""
+    return {
+        "onnx": source.digests,
+        "nets": {net.name: dict(net.axes) for net in nets},
+        "rewrites": list(rewrites),
+    }
+
+
+def prepare(
+    source: Source, nets: Sequence[NetShape], rewrites: Sequence[str], folder: Path
+) -> None:
+    """Fills ``folder`` with one graph per net, their common weights, and a record.
+
+    Raises:
+        InputError: the exported file is no ONNX graph.
+        ParityError: a rewrite changes what the graph computes.
+    """
+    plain = folder / _PLAIN
+    try:
+        externalise(source.onnx, plain, _WEIGHTS)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        # protobuf's DecodeError is a ValueError
+        raise InputError(
+            f"{source.onnx}: not a readable ONNX file ({error}); run: make export FORCE=1"
+        ) from None
+    tensors = source.manifest.nets[0].inputs
+    static_cases = {net.name: random_inputs(tensors, net.axes, source.task, 0) for net in nets}
+    dynamic, done, lookups = _rewrite(source, nets, rewrites, plain)
+    prepared_nets = []
+    largest, folded = 0.0, 0
+    for net in nets:
+        case = static_cases[net.name]
+        graph = folder / f"{net.name}.onnx"
+        folded += fix_shapes(dynamic, _taken(dynamic, with_lookups(case, lookups)), graph)
+        check = PlainGraph(plain, [case]).check(graph, f"{source.onnx}: {FIX_SHAPES}", lookups)
+        largest = max(largest, check)
+        prepared_nets.append(_described(graph, net.name))
+    fixed = Rewrite(name=FIX_SHAPES, reason=_REASON, sites=folded, max_abs_error=largest)
+    for path in {plain, dynamic}:
+        path.unlink()
+    weights = folder / _WEIGHTS
+    record = Prepared(
+        nets=tuple(prepared_nets),
+        rewrites=(*done, fixed),
+        lookups=tuple(_stored(lookup, folder) for lookup in lookups),
+        weights_bytes=weights.stat().st_size if weights.exists() else 0,
+    )
+    (folder / _RECORD).write_text(record.model_dump_json(indent=1))
+
+
+def _rewrite(
+    source: Source, nets: Sequence[NetShape], rewrites: Sequence[str], plain: Path
+) -> tuple[Path, list[Rewrite], list[Lookup]]:
+    """Applies rewrites one after the other, checking each against the plain graph."""
+    reference = None
+    current = plain
+    done: list[Rewrite] = []
+    lookups: list[Lookup] = []
+    for name in rewrites:
+        module = load(name)
+        model = load_graph(current)
+        result = module.rewrite(model, plain.parent)
+        error = 0.0
+        if result.sites:
+            lookups += result.lookups
+            changed = plain.parent / f"rewritten_{len(done)}.onnx"
+            onnx.save_model(model, changed)
+            reference = reference or PlainGraph(plain, _cases(source, nets))
+            error = reference.check(changed, f"{source.onnx}: {name}", lookups)
+            if current != plain:
+                current.unlink()
+            current = changed
+        done.append(
+            Rewrite(name=name, reason=module.REASON, sites=result.sites, max_abs_error=error)
+        )
+    return current, done, lookups
+
+
+def _cases(source: Source, nets: Sequence[NetShape]) -> list[Arrays]:
+    """Inputs of several lengths: each net's own, two short batches, and real ones."""
+    tensors = source.manifest.nets[0].inputs
+    short = {"batch": 2, "text_tokens": 3, "encoder_tokens": 5}
+    axes = [net.axes for net in nets]
+    axes += [{**nets[0].axes, **short, "past_tokens": p, "total_tokens": p + 3} for p in (0, 4)]
+    distinct = {tuple(bind(tensors, lengths).values()): lengths for lengths in axes}
+    cases = [random_inputs(tensors, a, source.task, i) for i, a in enumerate(distinct.values())]
+    return cases + list(real_inputs(source.location.file(".reference.npz")))
+
+
+def _taken(graph: Path, inputs: Arrays) -> Arrays:
+    """The inputs that a graph has, in its order."""
+    return {name: inputs[name] for name in input_specs(load_graph(graph))}
+
+
+def _described(graph: Path, name: str) -> PreparedNet:
+    model = load_graph(graph)
+
+    def shapes(specs: dict[str, tuple[tuple[int | str, ...], str]]) -> dict[str, tuple[int, ...]]:
+        return {k: tuple(int(size) for size in shape) for k, (shape, _) in specs.items()}
+
+    return PreparedNet(
+        name=name,
+        file=graph.name,
+        inputs=shapes(input_specs(model)),
+        outputs=shapes(output_specs(model)),
+    )
+
+
+def _stored(lookup: Lookup, folder: Path) -> HostLookup:
+    table = f"{lookup.input.replace('.embeddings', '')}.npy"
+    np.save(folder / table, lookup.table)
+    return HostLookup(indices=lookup.indices, input=lookup.input, table=table)

@@ -1,0 +1,87 @@
+"""TPU-MLIR's command lines: the one file that knows the vendor tools' flags (tpu_mlir 1.30.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from configs.errors import ToolError
+from configs.layout import TPU_ENVIRONMENT
+from configs.schema import Precision
+
+#: Tools as installed in the environment's ``bin`` folder.
+TRANSFORM = "model_transform.py"
+DEPLOY = "model_deploy.py"
+MODEL_TOOL = "model_tool"
+
+#: Our precisions in the tools' words.
+_QUANTIZE: dict[Precision, str] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+Argv = tuple[str, ...]
+
+
+def transform(net: str, onnx: str) -> Argv:
+    """ONNX with fixed shapes -> top-level MLIR ``<net>.mlir``, which serves every chip."""
+    return (
+        TRANSFORM,
+        *("--model_name", net),
+        *("--model_def", onnx),
+        # The graph is already folded. The tool's own simplification needs ten times the weights'
+        # size in memory. The flag is a bool made from a string, so only "" means no.
+        *("--do_onnx_sim", ""),
+        *("--mlir", f"{net}.mlir"),
+    )
+
+
+def transformed(net: str) -> tuple[str, ...]:
+    """Files that :func:`transform` leaves and :func:`deploy` needs: the MLIR and its weights."""
+    return (f"{net}.mlir", f"{net}_top_f32_all_weight.npz")
+
+
+def deploy(net: str, chip: str, precision: Precision, cores: int) -> Argv:
+    """``<net>.mlir`` -> ``<net>.bmodel`` for one chip. Log level 1 lists the fusions made."""
+    several_cores = ("--num_core", str(cores)) if cores > 1 else ()
+    return (
+        DEPLOY,
+        *("--mlir", f"{net}.mlir"),
+        *("--chip", chip),
+        *("--quantize", _QUANTIZE[precision]),
+        *several_cores,
+        *("--log_level", "1"),
+        *("--model", f"{net}.bmodel"),
+    )
+
+
+def combine(bmodels: Sequence[str], result: str) -> Argv:
+    """Several BModels -> one with several nets; nets with equal weights share them."""
+    return (MODEL_TOOL, "--combine", *bmodels, "-o", result)
+
+
+def info(bmodel: str) -> Argv:
+    """Prints a BModel's nets, tensors and memory."""
+    return (MODEL_TOOL, "--info", bmodel)
+
+
+def version(environment: Path = TPU_ENVIRONMENT) -> str:
+    """Version of the installed TPU-MLIR, read without starting it.
+
+    Raises:
+        ToolError: the environment or the package is missing.
+    """
+    for packages in sorted(environment.glob("lib/python3*/site-packages")):
+        for found in metadata.distributions(name="tpu_mlir", path=[str(packages)]):
+            return found.version
+    raise ToolError(f"{environment}: TPU-MLIR is not installed; run: make setup-tpu")
+
+
+def tool(name: str, environment: Path = TPU_ENVIRONMENT) -> Path:
+    """Path of a vendor tool.
+
+    Raises:
+        ToolError: the environment or the tool is missing.
+    """
+    path = environment / "bin" / name
+    if not path.is_file():
+        raise ToolError(f"{path}: vendor tool not found; run: make setup-tpu")
+    return path

@@ -1,0 +1,52 @@
+"""Intermediates that several artifacts share, kept in the pipeline's work folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from configs.build import artifact_lock, files_match, staging
+from configs.manifest import FileRecord, file_record, key_of
+
+_CONTENTS = "contents.json"
+
+
+def cached_path(work: Path, name: str, key_inputs: dict[str, Any]) -> Path:
+    """Where the intermediate ``name`` made from ``key_inputs`` lies."""
+    return work / f"{name}.{key_of(key_inputs)[:12]}"
+
+
+def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """The folder of an intermediate, made now unless it is there complete.
+
+    A folder gets its final name by a rename when everything in it is written, so a killed run
+    leaves none. Folders of the same name made from other inputs are removed.
+    """
+    path = cached_path(work, name, key_inputs)
+    with artifact_lock(work, name):
+        if _complete(path):
+            return path
+        with staging(work, name) as temporary:
+            make(temporary)
+            records = {
+                file.name: file_record(file).model_dump()
+                for file in sorted(temporary.iterdir())
+                if file.is_file()
+            }
+            (temporary / _CONTENTS).write_text(json.dumps(records, indent=1))
+            for stale in work.glob(f"{name}.*"):
+                if stale.is_dir():
+                    shutil.rmtree(stale)
+            temporary.rename(path)
+    return path
+
+
+def _complete(path: Path) -> bool:
+    try:
+        records = json.loads((path / _CONTENTS).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return False
+    return files_match(path, {name: FileRecord(**record) for name, record in records.items()})
