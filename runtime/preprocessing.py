@@ -49,6 +49,10 @@ class ImagePreprocessor:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """One RGB image as ``[3, height, width]`` float32."""
-        size = (self.settings.width, self.settings.height)
-        resized = np.asarray(image.resize(size, _FILTERS[self.settings.resample]))
+        resized = np.asarray(self.resized(image))
         return np.stack([self._levels[c][resized[:, :, c]] for c in range(_CHANNELS)])
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """One RGB image at the model's size; doing it twice changes nothing."""
+        size = (self.settings.width, self.settings.height)
+        return image.resize(size, _FILTERS[self.settings.resample])

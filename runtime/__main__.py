@@ -1,0 +1,49 @@
+"""``blip-edge``: caption, answer and match on the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import List, Optional
+
+from runtime.errors import BlipEdgeError
+from runtime.options import build_parser
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 done; 1 a backend or device failed; 2 bad input (other images were still worked on).
+    """
+    options = build_parser().parse_args(arguments)
+    # Our own limit on pixels is below the size from which Pillow warns on standard error.
+    warnings.simplefilter("ignore")
+    try:
+        if options.command in ("devices", "info"):
+            from runtime import information
+
+            code: int = getattr(information, options.command)(options)
+        else:
+            from runtime.commands import COMMANDS
+
+            code = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return code
+    except BlipEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away; without this, Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Runs BModel components on the vendor's chip simulator."""
+
+from __future__ import annotations
+
+from typing import Dict, List
+
+import numpy as np
+
+from runtime.errors import BackendError
+from runtime.manifests import Net
+from runtime.sessions import Session
+from runtime.simulator_session import SimulatorSession
+
+
+class SimulatedSession(Session):
+    """A component compiled for a SOPHON chip, on that chip's simulator: exact bits, no timing."""
+
+    def _load(self) -> None:
+        chip = self.manifest.target
+        self._files: Dict[str, SimulatorSession] = {}
+        for net in self.manifest.nets:
+            if net.file not in self._files:
+                path = self.manifest.folder / net.file
+                self._files[net.file] = SimulatorSession(path, chip)
+
+    def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        feeds = {spec.artifact_name: array for spec, array in zip(net.inputs, arrays)}
+        outputs = self._files[net.file].run(net.artifact_net or net.name, feeds)
+        missing = [s.artifact_name for s in net.outputs if s.artifact_name not in outputs]
+        if missing:
+            raise BackendError(
+                f"{self.manifest.folder / net.file}: no output '{missing[0]}' as in its manifest; "
+                "rebuild it"
+            )
+        return [outputs[spec.artifact_name] for spec in net.outputs]
+
+    def _unload(self) -> None:
+        for session in self._files.values():
+            session.close()
+        self._files = {}
