@@ -1,0 +1,45 @@
+"""``python -m verify``: proves every artifact against the one before it and against the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from configs.command import exit_codes, select
+from configs.load import shown
+from verify.pipeline import announce, failure, verify
+from verify.report import print_not_simulated, print_table
+
+application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@application.command()
+@exit_codes
+def main(
+    config: Annotated[Path, typer.Option(help="Pipeline file.")] = Path("configs/reference.yaml"),
+    task: Annotated[str | None, typer.Option(help="Only these tasks, comma-separated.")] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Only these components, comma-separated; no answers.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Only these targets, comma-separated.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Only these precisions.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also simulate full-size BModels; may take hours.")
+    ] = False,
+) -> None:
+    """Verifies artifacts; writes verify.json beside them. Finished checks are not repeated."""
+    selection = select(config, task=task, component=component, target=target, precision=precision)
+    result = verify(selection, Path(shown(config)), full=full)
+    error = failure(result)
+    if result.done_now or error:
+        print_table(result.checks)
+    print_not_simulated(result.not_simulated)
+    if error:
+        raise error
+    announce(result)
+
+
+if __name__ == "__main__":
+    application()

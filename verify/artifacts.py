@@ -1,0 +1,160 @@
+"""Finds the artifacts to verify, refuses missing and damaged ones, and says how to build them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import runtime.errors as runtime_errors
+from configs.command import Selection
+from configs.errors import BlipEdgeError, InputError, ToolError
+from configs.layout import Layout
+from configs.load import shown
+from configs.manifest import TaskManifest, read_manifest
+from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
+from runtime.manifests import ComponentManifest, component_manifests
+
+ONNX = "onnx"
+
+
+@contextmanager
+def runtime_failures() -> Iterator[None]:
+    """Turns the runtime's errors into the pipeline's, with the same text and exit code."""
+    try:
+        yield
+    except runtime_errors.BlipEdgeError as error:
+        kind: type[BlipEdgeError] = InputError if error.exit_code == 2 else ToolError
+        raise kind(str(error)) from error
+
+
+@dataclass(frozen=True)
+class TargetArtifacts:
+    """All components of one task on one target in one precision; ``target`` is None for the ONNX."""
+
+    target: TargetConfig | None
+    precision: Precision
+    components: dict[Component, ComponentManifest]
+
+    @property
+    def name(self) -> str:
+        """Target name as manifests and verify.json have it."""
+        return self.target.name if self.target else ONNX
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this machine can only run them on the vendor's simulator."""
+        return self.target is not None and self.target.backend == "sophon"
+
+
+@dataclass(frozen=True)
+class TaskArtifacts:
+    """Everything of one task that takes part in a verification."""
+
+    task: Task
+    manifest: TaskManifest
+    onnx: TargetArtifacts
+    targets: tuple[TargetArtifacts, ...]
+
+
+def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
+    """Reads and checks the manifests and file digests of everything selected.
+
+    All components of a selected task are needed, whichever ones ``--component`` names: one component's real inputs
+    are the others' outputs.
+
+    Raises:
+        InputError: an artifact is missing, damaged, or made from other weights than the ONNX beside it.
+    """
+    layout = Layout(selection.pipeline)
+    found = []
+    for task in selection.tasks:
+        path = layout.task_manifest(task)
+        if not path.is_file():
+            raise InputError(
+                f"{shown(path)}: the task is not exported; run: make export TASK={task}"
+            )
+        manifest = read_manifest(TaskManifest, path)
+        folder = layout.task(task)
+        with runtime_failures():
+            every = list(component_manifests(folder))
+        onnx = _collect(every, task, None, "f32", folder_name=shown(folder))
+        targets = tuple(
+            _collect(every, task, target, precision, folder_name=shown(folder))
+            for target, precision in selection.targets
+        )
+        for artifacts in (onnx, *targets):
+            _check(artifacts, onnx)
+        found.append(TaskArtifacts(task, manifest, onnx, targets))
+    return found
+
+
+def build_command(task: Task, target: TargetConfig | None, precision: Precision) -> str:
+    """The make command that builds an artifact."""
+    if target is None:
+        return f"make export TASK={task}"
+    goal = "ir" if target.backend == "openvino" else f"bmodel TARGET={target.name}"
+    return f"make {goal} TASK={task} PRECISION={precision}"
+
+
+def _collect(
+    every: list[ComponentManifest],
+    task: Task,
+    target: TargetConfig | None,
+    precision: Precision,
+    *,
+    folder_name: str,
+) -> TargetArtifacts:
+    name = target.name if target else ONNX
+    components: dict[Component, ComponentManifest] = {}
+    for component in TASK_COMPONENTS[task]:
+        matching = [
+            m for m in every if (m.component, m.target, m.precision) == (component, name, precision)
+        ]
+        if not matching:
+            raise InputError(
+                f"{folder_name}: no {component} for {name} {precision}; "
+                f"run: {build_command(task, target, precision)}"
+            )
+        if len(matching) > 1:
+            paths = ", ".join(shown(m.path) for m in matching)
+            raise InputError(
+                f"{folder_name}: several {component} for {name} {precision} ({paths}); delete the stale one"
+            )
+        components[component] = matching[0]
+    return TargetArtifacts(target, precision, components)
+
+
+def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
+    for component, manifest in artifacts.components.items():
+        rebuild = build_command(_task(manifest), artifacts.target, artifacts.precision)
+        try:
+            manifest.check_files()
+        except runtime_errors.ArtifactError as error:
+            reason = str(error).split(";")[0]
+            raise InputError(f"{reason}; run: {rebuild} FORCE=1") from None
+        if manifest.weights_sha256 != onnx.components[component].weights_sha256:
+            raise InputError(
+                f"{shown(manifest.path)}: made from other weights than the exported {component}; run: {rebuild}"
+            )
+
+
+def _task(manifest: ComponentManifest) -> Task:
+    for task in TASK_COMPONENTS:
+        if task == manifest.task:
+            return task
+    raise InputError(f"{shown(manifest.path)}: task {manifest.task!r} is unknown; rebuild it")
+
+
+def digest(manifest: ComponentManifest) -> dict[str, str]:
+    """Digests of an artifact's files by name, as checked against the disk by ``find_artifacts``."""
+    return {name: record.sha256 for name, record in sorted(manifest.files.items())}
+
+
+def size_bytes(artifacts: TargetArtifacts) -> int:
+    """Size of all files."""
+    return sum(
+        record.size_bytes
+        for manifest in artifacts.components.values()
+        for record in manifest.files.values()
+    )

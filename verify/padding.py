@@ -1,0 +1,75 @@
+"""The exported graph on padded inputs against itself on bare ones: what fixed lengths must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from configs.schema import Component
+from runtime.manifests import ComponentManifest, Net, StaticShapes, TensorSpec
+from verify.inputs import STALE, Graphs, Sample, SampleSource
+
+
+def padded_pairs(
+    graphs: Graphs,
+    nets: Mapping[Component, ComponentManifest],
+    component: Component,
+    *,
+    scenes: int,
+    seed: int,
+) -> list[tuple[Sample, Sample]]:
+    """(bare, padded) samples of one component, both answered by the exported graph under onnxruntime.
+
+    The padded ones have the lengths that chips get, and also stale rows in unused cache slots.
+    """
+    shapes = graphs.manifest.shapes
+    encoder_tokens = (
+        shapes.text_tokens
+        if graphs.manifest.task == "vqa"
+        else graphs.manifest.dimensions.image_tokens
+    )
+    fixed = {name: fixed_lengths(net, shapes, encoder_tokens) for name, net in nets.items()}
+    bare, padded = (
+        SampleSource(
+            graphs, chosen, scenes=scenes, seed=seed, past_tokens=shapes.past_tokens, few=False
+        ).samples(component)
+        for chosen in (nets, fixed)
+    )
+    bare_by_name = {sample.name: sample for sample in bare}
+    pairs = []
+    for sample in padded:
+        reference = bare_by_name.get(sample.name.removesuffix(STALE))
+        if reference is not None:
+            answered = graphs.sessions[component].run(sample.feeds)
+            pairs.append((reference, replace(sample, expected=answered)))
+    return pairs
+
+
+def fixed_lengths(
+    manifest: ComponentManifest, shapes: StaticShapes, encoder_tokens: int
+) -> ComponentManifest:
+    """The manifest as it would be after compiling for fixed lengths; decoders become ``first_pass`` and ``step``."""
+    past = shapes.past_tokens or 0
+    lengths = {
+        "batch": 1,
+        "text_tokens": shapes.text_tokens,
+        "past_tokens": past,
+        "total_tokens": past + shapes.text_tokens,
+        "encoder_tokens": encoder_tokens,
+    }
+    (net,) = manifest.nets
+    if manifest.component != "text_decoder":
+        return replace(manifest, nets=(_fixed(net, lengths),))
+    step = {**lengths, "text_tokens": 1, "total_tokens": past + 1}
+    nets = (
+        replace(_fixed(net, lengths), name="first_pass"),
+        replace(_fixed(net, step), name="step"),
+    )
+    return replace(manifest, nets=nets)
+
+
+def _fixed(net: Net, lengths: Mapping[str, int]) -> Net:
+    def fix(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=tuple(lengths.get(str(axis), axis) for axis in spec.shape))
+
+    return replace(net, inputs=tuple(map(fix, net.inputs)), outputs=tuple(map(fix, net.outputs)))

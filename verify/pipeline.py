@@ -1,0 +1,250 @@
+"""Does the planned checks that were not done before, and writes the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from filelock import FileLock
+
+from configs.build import tool_versions
+from configs.command import Selection
+from configs.console import Steps, messages, steps
+from configs.errors import BlipEdgeError, ParityError, ToolError
+from configs.layout import Layout
+from configs.load import shown
+from configs.schema import Precision
+from runtime.answering import QuestionAnswerer
+from runtime.captioning import Captioner
+from runtime.matching import Matcher
+from verify.answers import generated_tokens, match_scores, score_check, token_check
+from verify.artifacts import TargetArtifacts, digest, find_artifacts
+from verify.bench import CASES_AT_ONCE, TaskBench, forget_stale_answers
+from verify.checkpoint import check_checkpoint
+from verify.components import (
+    hf_vs_wrapper,
+    onnxruntime_vs_target,
+    padded_vs_unpadded,
+    wrapper_vs_onnxruntime,
+)
+from verify.plan import Plan, Planned, make_plan
+from verify.results import STORE_FILE, Check, Store, passed, write_verdict
+from verify.tolerances import Gate, load_tolerances
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of one run."""
+
+    checks: tuple[Check, ...]
+    not_simulated: tuple[str, ...]
+    #: how many checks were done now; the others were done before on the same inputs
+    done_now: int
+    verdict: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return passed(self.checks)
+
+
+def verify(selection: Selection, config: Path, *, full: bool = False) -> Verification:
+    """Verifies everything selected and writes verify.json.
+
+    Checks that passed before on the same artifacts, inputs, tolerances and code are not repeated.
+
+    Raises:
+        InputError: an artifact is missing or damaged, or the checkpoint is another one.
+        ConfigError: tolerances or gates are missing.
+    """
+    layout = Layout(selection.pipeline)
+    load_tolerances()
+    with ExitStack() as stack:
+        if layout.root.is_dir():
+            stack.enter_context(FileLock(layout.root / ".verify.lock"))
+        try:
+            tasks = find_artifacts(selection)
+            for task in tasks:
+                check_checkpoint(selection.pipeline.tasks[task.task], task.manifest)
+            plan = make_plan(selection, tasks, config, full=full)
+        except BlipEdgeError as error:
+            # An old verdict must not outlive the artifacts it was about.
+            if layout.verdict.is_file():
+                write_verdict(layout.verdict, [], error=str(error))
+            raise
+        store = Store(layout.root / STORE_FILE)
+        known = {item.key: store.find(item.key) for item in plan.checks}
+        todo = [item for item in plan.checks if known[item.key] is None]
+        finished = {key: check for key, check in known.items() if check is not None}
+        if todo:
+            # A run that is killed leaves no verdict that says passed.
+            write_verdict(layout.verdict, [], error="verification did not finish; run it again")
+            for item, check in _run(todo, selection, config):
+                finished[item.key] = check
+                store.add(check)
+            store.compact()
+            forget_stale_answers(selection.pipeline, tasks)
+        checks = tuple(finished[item.key] for item in plan.checks)
+        result = Verification(checks, plan.not_simulated, len(todo), layout.verdict)
+        if todo or not _says(layout.verdict, result, plan, selection, full=full):
+            _write(result, plan, selection, full=full)
+    return result
+
+
+def failure(result: Verification) -> ParityError | None:
+    """The one line about a failed verification, or None."""
+    failed = [check for check in result.checks if not check.passed]
+    if not failed and result.checks:
+        return None
+    if not failed:
+        return ParityError("nothing was verified; name tasks and targets of the pipeline file")
+    names = ", ".join(check.subject.name for check in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return ParityError(
+        f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
+        f"{shown(result.verdict)}. Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
+    )
+
+
+def _run(
+    todo: list[Planned], selection: Selection, config: Path
+) -> Iterator[tuple[Planned, Check]]:
+    benches = {item.task.task: TaskBench(item.task, selection.pipeline) for item in todo}
+    with ExitStack() as stack, steps("verify", len(todo)) as progress:
+        for bench in benches.values():
+            stack.callback(bench.close)
+        by_artifacts = groupby(todo, lambda item: (item.task.task, item.artifacts.name))
+        for (task, _), group in by_artifacts:
+            artifacts = None
+            for item in group:
+                artifacts = item.artifacts
+                progress.start(item.subject.name)
+                check = _one(item, benches[task], config, progress)
+                yield item, replace(check, key=item.key)
+                progress.done(None if check.passed else f"[red]failed[/] {item.subject.name}")
+            if artifacts is not None:
+                benches[task].release(artifacts)
+
+
+def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Check:
+    try:
+        if item.subject.kind == "component":
+            return _component(item, bench, progress)
+        return _answers(item, bench, config)
+    except ToolError as error:
+        # One backend's failure is a finding about its artifact; the other artifacts are still judged.
+        return Check(item.subject, 0, {}, {}, (str(error),))
+
+
+def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
+    subject, component = item.subject, item.subject.component
+    assert component is not None, "component checks name their component"
+    manifest = item.artifacts.components[component]
+    if subject.stage == "hf_vs_wrapper":
+        return hf_vs_wrapper(subject, manifest)
+    if subject.stage == "onnxruntime_vs_target":
+        return onnxruntime_vs_target(
+            subject,
+            manifest,
+            bench.session(item.artifacts, component, subject.variant),
+            bench.samples(item.artifacts, component),
+            arithmetic(item.artifacts, subject.variant),
+            lambda name: progress.start(f"{subject.name}: {name}"),
+        )
+    if subject.variant == "padded":
+        return padded_vs_unpadded(subject, manifest, bench.padded_pairs(component))
+    return wrapper_vs_onnxruntime(subject, manifest, bench.session(item.artifacts, component))
+
+
+def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:
+    assert item.gate is not None, "answer checks have a gate"
+    subject, artifacts = item.subject, item.artifacts
+    count = item.gate.scenes
+    computed = arithmetic(artifacts, subject.variant)
+    table = load_tolerances()
+    asked = Gate(item.gate.minimum_exact, f"{config}: verify.tokens.{artifacts.name}")
+    gate = table.gate(
+        asked, target=artifacts.name, precision=artifacts.precision, arithmetic=computed
+    )
+    expected = bench.expected(count)
+    cases = bench.cases(count)
+    task = bench.runtime_task(artifacts, subject.variant)
+    parts = [cases[i : i + CASES_AT_ONCE] for i in range(0, count, CASES_AT_ONCE)]
+    if isinstance(task, Matcher):
+        scores = [match for part in parts for match in match_scores(task, part)]
+        tolerance = table.score(
+            target=artifacts.name, precision=artifacts.precision, arithmetic=computed
+        )
+        return score_check(subject, cases, expected, scores, gate, tolerance, computed)
+    assert isinstance(task, Captioner | QuestionAnswerer), "the other tasks generate"
+    limit = bench.new_tokens()
+    tokens = [ids for part in parts for ids in generated_tokens(task, part, limit)]
+    return token_check(subject, cases, expected, tokens, gate, task.tokenizer)
+
+
+def arithmetic(artifacts: TargetArtifacts, mode: str) -> Precision:
+    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says."""
+    if artifacts.simulated:
+        return artifacts.precision
+    if mode != "fast":
+        return "f32"
+    from runtime.openvino_session import shared_core
+
+    names: dict[str, Precision] = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
+    hint = str(shared_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    return names.get(hint, "f32")
+
+
+def _write(result: Verification, plan: Plan, selection: Selection, *, full: bool) -> None:
+    write_verdict(result.verdict, result.checks, **_particulars(plan, selection, full=full))
+
+
+def _particulars(plan: Plan, selection: Selection, *, full: bool) -> dict[str, object]:
+    return {
+        "pipeline": selection.pipeline.name,
+        "selection": {
+            "tasks": list(selection.tasks),
+            "components": list(selection.components),
+            "targets": [f"{target.name} {precision}" for target, precision in selection.targets],
+            "full": full,
+        },
+        "not_simulated": list(plan.not_simulated),
+        "artifacts": {
+            shown(manifest.path): digest(manifest)
+            for artifacts in {id(i.artifacts): i.artifacts for i in plan.checks}.values()
+            for manifest in artifacts.components.values()
+        },
+        "tools": tool_versions(
+            "numpy", "onnxruntime", "openvino", "torch", "transformers", "pillow", "tokenizers"
+        ),
+    }
+
+
+def _says(
+    path: Path, result: Verification, plan: Plan, selection: Selection, *, full: bool
+) -> bool:
+    """Whether the verdict on the disk is about exactly this."""
+    import json
+
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        keys = [check["key"] for check in verdict["checks"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    particulars = _particulars(plan, selection, full=full)
+    same = all(verdict.get(name) == value for name, value in particulars.items())
+    return same and verdict["passed"] == result.passed and keys == [c.key for c in result.checks]
+
+
+def announce(result: Verification) -> None:
+    """One line about the whole run, for a verification that passed."""
+    count = len(result.checks)
+    if result.done_now == 0:
+        messages.print(f"verify: unchanged, {count} checks passed before on these artifacts")
+    else:
+        reused = count - result.done_now
+        before = f" ({reused} unchanged)" if reused else ""
+        messages.print(f"verify: {count} checks passed{before}, {shown(result.verdict)}")

@@ -1,0 +1,197 @@
+"""Which checks a selection needs, and the key that tells whether one was done before."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from configs.build import source_digest, tool_versions
+from configs.command import Selection
+from configs.errors import ConfigError
+from configs.manifest import key_of
+from configs.schema import Component, TokenGate
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, digest
+from verify.bench import simulator_version
+from verify.results import Kind, Subject
+from verify.tolerances import Stage, tolerances_digest
+
+#: BModels beyond this size take minutes per simulated call: simulated only when asked for.
+LARGE_BMODEL_BYTES = 48 << 20
+#: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
+OPENVINO_MODES = ("exact", "fast")
+#: Components that take text of a fixed length on chips, hence padding.
+PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One check to do, or done before."""
+
+    subject: Subject
+    key: str
+    task: TaskArtifacts
+    artifacts: TargetArtifacts
+    gate: TokenGate | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that one verification covers."""
+
+    checks: tuple[Planned, ...]
+    #: artifacts whose simulation takes too long to be done unasked
+    not_simulated: tuple[str, ...]
+
+
+def make_plan(
+    selection: Selection, tasks: list[TaskArtifacts], config: Path, *, full: bool
+) -> Plan:
+    """Lists the checks of a selection, cheapest and most basic first.
+
+    Raises:
+        ConfigError: the pipeline file has no gate for a target.
+    """
+    checks: list[Planned] = []
+    not_simulated: list[str] = []
+    for task in tasks:
+        checks += _onnx_checks(selection, task, config)
+    for target, precision in selection.targets:
+        for task in tasks:
+            (artifacts,) = [
+                a for a in task.targets if (a.name, a.precision) == (target.name, precision)
+            ]
+            if artifacts.simulated and not (full or _simulated_by_default(selection, artifacts)):
+                not_simulated.append(f"{task.task} {target.name} {precision}")
+                continue
+            checks += _target_checks(selection, task, artifacts, config)
+    return Plan(tuple(checks), tuple(not_simulated))
+
+
+def _simulated_by_default(selection: Selection, artifacts: TargetArtifacts) -> bool:
+    largest = max(
+        record.size_bytes
+        for manifest in artifacts.components.values()
+        for record in manifest.files.values()
+    )
+    return selection.pipeline.verify.simulate and largest <= LARGE_BMODEL_BYTES
+
+
+def _onnx_checks(selection: Selection, task: TaskArtifacts, config: Path) -> Iterator[Planned]:
+    for component in selection.task_components(task.task):
+        yield _component(selection, task, task.onnx, component, "hf_vs_wrapper")
+        yield _component(selection, task, task.onnx, component, "wrapper_vs_onnxruntime")
+        if component in PADDED:
+            yield _component(
+                selection, task, task.onnx, component, "wrapper_vs_onnxruntime", "padded"
+            )
+    yield from _answers(selection, task, task.onnx, "", config)
+
+
+def _target_checks(
+    selection: Selection, task: TaskArtifacts, artifacts: TargetArtifacts, config: Path
+) -> Iterator[Planned]:
+    modes = ("",) if artifacts.simulated else OPENVINO_MODES
+    for mode in modes:
+        for component in selection.task_components(task.task):
+            yield _component(selection, task, artifacts, component, "onnxruntime_vs_target", mode)
+        yield from _answers(selection, task, artifacts, mode, config)
+
+
+def _component(
+    selection: Selection,
+    task: TaskArtifacts,
+    artifacts: TargetArtifacts,
+    component: Component,
+    stage: Stage,
+    variant: str = "",
+) -> Planned:
+    subject = Subject(
+        stage, task.task, component, artifacts.name, artifacts.precision, "component", variant
+    )
+    # Real inputs come from upstream graphs, so all of them count.
+    inputs = {
+        "onnx": _digests(task.onnx),
+        "artifact": digest(artifacts.components[component]),
+        "task_manifest": task.manifest.model_dump(mode="json"),
+        "scenes": selection.pipeline.verify.component_scenes,
+        "seed": selection.pipeline.verify.seed,
+    }
+    return Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
+
+
+def _answers(
+    selection: Selection,
+    task: TaskArtifacts,
+    artifacts: TargetArtifacts,
+    variant: str,
+    config: Path,
+) -> Iterator[Planned]:
+    if selection.components:
+        return
+    gate = selection.pipeline.verify.tokens.get(artifacts.name)
+    if gate is None:
+        raise ConfigError(
+            f"{config}: verify.tokens.{artifacts.name}: missing; say how many scenes to compare "
+            "and which share must be exact, e.g. {scenes: 10, minimum_exact: 1.0}"
+        )
+    kind: Kind = "scores" if task.task == "itm" else "tokens"
+    subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
+    inputs = {
+        "artifacts": _digests(artifacts),
+        "task_manifest": task.manifest.model_dump(mode="json"),
+        "gate": gate.model_dump(mode="json"),
+        "seed": selection.pipeline.verify.seed,
+        "tools": tool_versions("transformers", "torch"),
+    }
+    yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts, gate)
+
+
+def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -> str:
+    return key_of(
+        {
+            "subject": subject.__dict__,
+            "inputs": inputs,
+            "tolerances": tolerances_digest(),
+            "sources": _sources(),
+            "backend": _backend(artifacts),
+        }
+    )
+
+
+def _digests(artifacts: TargetArtifacts) -> dict[str, dict[str, str]]:
+    return {str(name): digest(manifest) for name, manifest in artifacts.components.items()}
+
+
+@cache
+def _sources() -> dict[str, str]:
+    return {name: source_digest(name) for name in ("verify", "runtime", "configs/scenes")}
+
+
+@cache
+def _host_tools() -> dict[str, str]:
+    return tool_versions("numpy", "onnxruntime", "pillow", "tokenizers")
+
+
+def _backend(artifacts: TargetArtifacts) -> dict[str, Any]:
+    versions: dict[str, Any] = dict(_host_tools())
+    if artifacts.simulated:
+        versions["simulator"] = simulator_version()
+    elif artifacts.name != ONNX:
+        versions |= tool_versions("openvino")
+        # The device's default precision depends on the processor.
+        versions["processor"] = _processor()
+    return versions
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags")
+    return key_of({line.split(":")[0].strip(): line for line in lines if line.startswith(wanted)})

@@ -1,0 +1,184 @@
+"""Results of checks: what verify.json holds, and the store that makes a verification resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.build import write_atomically
+from configs.errors import ToolError
+from configs.schema import Component, Precision, Task
+from verify.tolerances import Stage
+
+Kind = Literal["component", "tokens", "scores"]
+
+STORE_FILE = "verify-checks.jsonl"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one check is about.
+
+    ``variant`` tells apart checks of one artifact: OpenVINO's ``exact`` and ``fast`` modes, ``padded`` inputs.
+    """
+
+    stage: Stage
+    task: Task
+    component: Component | None
+    target: str
+    precision: Precision
+    kind: Kind
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        what = self.component or self.kind
+        parts = [self.task, what, self.target, self.precision, self.variant]
+        return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finished check."""
+
+    subject: Subject
+    #: cases compared
+    samples: int
+    metrics: dict[str, Any]
+    tolerance: dict[str, Any]
+    #: every reason why it failed; empty when passed
+    problems: tuple[str, ...] = ()
+    key: str = field(default="", compare=False)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing wrong found, and something was compared."""
+        return not self.problems and self.samples > 0
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in verify.json."""
+        problems = list(self.problems)
+        if self.samples == 0 and not problems:
+            problems = ["nothing was compared"]
+        return {
+            **asdict(self.subject),
+            "samples": self.samples,
+            "metrics": self.metrics,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "problems": problems,
+            "key": self.key,
+        }
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> Check:
+        """The check that a record describes.
+
+        Raises:
+            KeyError, TypeError: not a record of this version.
+        """
+        subject = Subject(**{name: record[name] for name in Subject.__dataclass_fields__})
+        return Check(
+            subject=subject,
+            samples=record["samples"],
+            metrics=record["metrics"],
+            tolerance=record["tolerance"],
+            problems=tuple(record["problems"]),
+            key=record["key"],
+        )
+
+
+class Store:
+    """Finished checks, one JSON line each, appended as they finish: a killed run goes on where it stopped.
+
+    Only passed checks count as done: a failed one runs again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._checks: dict[str, Check] = {}
+        lines = _lines(path)
+        for line in lines:
+            try:
+                check = Check.of(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a line cut off by a kill, or of an older version: that check runs again
+            self._checks[check.key] = check
+        self._superseded = len(lines) > 2 * len(self._latest())
+
+    def find(self, key: str) -> Check | None:
+        """The passed check of this key, or None."""
+        return self._checks.get(key)
+
+    def add(self, check: Check) -> None:
+        """Stores a check if it passed; on the disk when this returns.
+
+        Raises:
+            ToolError: the disk is full or the folder cannot be written.
+        """
+        if not check.passed:
+            return
+        self._checks[check.key] = check
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as stream:
+                # After a kill the last line may lack its end.
+                stream.write("\n" + _line(check) if _torn(self._path) else _line(check))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise ToolError(
+                f"{self._path}: cannot be written ({error.strerror}); free space or rights"
+            ) from None
+
+    def compact(self) -> None:
+        """Drops results that newer ones of the same subject replaced, once they outnumber the rest."""
+        if self._superseded:
+            write_atomically(self._path, "".join(_line(check) for check in self._latest()))
+            self._superseded = False
+
+    def _latest(self) -> list[Check]:
+        return list({check.subject: check for check in self._checks.values()}.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be read ({error.strerror}); delete it") from None
+
+
+def _line(check: Check) -> str:
+    return json.dumps(check.record(), allow_nan=False) + "\n"
+
+
+def _torn(path: Path) -> bool:
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+
+
+def passed(checks: Iterable[Check]) -> bool:
+    """Whether a verification passed: at least one check, and none failed."""
+    every = list(checks)
+    return bool(every) and all(check.passed for check in every)
+
+
+def write_verdict(path: Path, checks: Iterable[Check], **more: Any) -> None:
+    """Writes verify.json: ``passed``, ``checks``, and whatever else is worth recording.
+
+    Raises:
+        ToolError: the disk is full or the folder cannot be written.
+    """
+    every = list(checks)
+    verdict = {"passed": passed(every), "checks": [check.record() for check in every], **more}
+    write_atomically(path, json.dumps(verdict, indent=1, allow_nan=False) + "\n")
