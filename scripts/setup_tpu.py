@@ -56,9 +56,7 @@ def wanted_stamp(environment: Path) -> dict[str, str]:
         for path in (REQUIREMENTS, CONSTRAINTS)
         if path.is_file()
     }
-    override = os.environ.get(OVERRIDE_VARIABLE)
-    python = Path(override) if override else environment_python(environment)
-    stamp["interpreter"] = str(python.resolve())
+    stamp["interpreter"] = str(environment_python(environment).resolve())
     return stamp
 
 
@@ -66,9 +64,13 @@ def is_current(environment: Path) -> bool:
     """Whether the environment is complete, made from today's requirement files, and mended."""
     try:
         stamp = json.loads((environment / STAMP_NAME).read_text())
-    except (OSError, ValueError):
+        asked_for = stamp.pop("asked_for")
+    except (OSError, ValueError, KeyError):
         return False
     if stamp != wanted_stamp(environment) or not environment_python(environment).exists():
+        return False
+    # An environment that exists is good enough, unless another interpreter is asked for by name.
+    if os.environ.get(OVERRIDE_VARIABLE, asked_for) != asked_for:
         return False
     package = package_folder(environment)
     return package.is_dir() and inspect(package).state != "unmended"
@@ -173,7 +175,9 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
         _run_logged(install, "installing packages", packages)
         state = mend(package_folder(environment))
         _smoke_test(environment)
-        stamp.write_text(json.dumps(wanted_stamp(environment), indent=2) + "\n")
+        made_from = wanted_stamp(environment)
+        made_from["asked_for"] = os.environ.get(OVERRIDE_VARIABLE, "")
+        stamp.write_text(json.dumps(made_from, indent=2) + "\n")
         return state
 
 
