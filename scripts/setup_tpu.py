@@ -122,8 +122,7 @@ def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> N
         raise ToolError(f"{title} failed (exit code {code}): {reason}; log: {LOG}")
 
 
-def _create(environment: Path) -> None:
-    python = find_python()
+def _create(environment: Path, python: Path) -> None:
     usable = environment_python(environment)
     if usable.exists() and usable.resolve() == python and not isinstance(probe(str(usable)), str):
         return
@@ -162,9 +161,10 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
     with FileLock(lock):
         if is_current(environment):
             return inspect(package_folder(environment))
+        python = find_python()
         stamp = environment / STAMP_NAME
         stamp.unlink(missing_ok=True)
-        _create(environment)
+        _create(environment, python)
         install = [str(environment_python(environment)), "-m", "pip", "install"]
         install += ["--no-input", "--progress-bar", "off", "-r", str(REQUIREMENTS)]
         packages = 0

@@ -74,3 +74,4 @@ def test_a_wrong_override_is_one_line_and_exit_code_2() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: TPU_MLIR_PYTHON=")
     assert len(done.stderr.splitlines()) == 1
+    assert setup_tpu.is_current(setup_tpu.ENVIRONMENT)
