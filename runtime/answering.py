@@ -7,7 +7,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from runtime.decoding import CrossStates
+from runtime.cross_attention import project
 from runtime.errors import InputError
 from runtime.generation import OnToken, generate
 from runtime.generation_settings import GenerationSettings
@@ -175,13 +175,12 @@ class QuestionAnswerer(Task):
             with timings.measure("text_encoder", len(part)):
                 hidden = run_rows(self.session("text_encoder"), feeds)["last_hidden_state"]
             with timings.measure("cross_key_values", len(part)):
-                states = {"encoder_hidden_states": hidden}
-                arrays = run_rows(self.session("cross_key_values"), states)
+                cross = project(self.session("cross_key_values"), hidden, mask)
             streamed = None if on_token is None else _shifted(on_token, part[0])
             found += generate(
                 self.session("text_decoder"),
                 self.manifest,
-                CrossStates(arrays, mask),
+                cross,
                 [[self.manifest.text.start_token_id]] * len(part),
                 settings,
                 on_token=streamed,

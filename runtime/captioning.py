@@ -7,7 +7,7 @@ from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from runtime.decoding import CrossStates
+from runtime.cross_attention import project
 from runtime.errors import InputError
 from runtime.generation import OnToken, generate
 from runtime.generation_settings import GenerationSettings
@@ -133,8 +133,7 @@ class Captioner(Task):
         with timings.measure("vision", rows):
             embeds = run_rows(self.session("vision_encoder"), {"pixel_values": pixel_values})
         with timings.measure("cross_key_values", rows):
-            states = {"encoder_hidden_states": embeds["image_embeds"]}
-            cross = CrossStates(run_rows(self.session("cross_key_values"), states))
+            cross = project(self.session("cross_key_values"), embeds["image_embeds"])
         return generate(
             self.session("text_decoder"),
             self.manifest,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from runtime.caches import FixedCache, GrowingCache
 from runtime.errors import ArtifactError, BackendError
 from runtime.manifests import Dimensions, Net
-from runtime.sessions import Session
+from runtime.sessions import Session, widened
 
 ArrayDict = Dict[str, np.ndarray]
 
@@ -133,7 +133,7 @@ class GrowingRun(DecoderRun):
             feeds[CROSS_MASK] = cross_mask(self._selected, ids.shape[1])
         outputs = self._session.run(feeds)
         self._cache.append(outputs)
-        return finite_logits(outputs, self._session)
+        return checked_logits(outputs["logits"], self._session)
 
 
 def _places(wanted: np.ndarray, contexts: np.ndarray) -> Optional[np.ndarray]:
@@ -183,46 +183,56 @@ class FixedRun(DecoderRun):
         )
 
     def _prompt(self, row: int, prompt: List[int]) -> np.ndarray:
-        # The remainder goes first, so that every later call is full.
-        first = len(prompt) % self._first_tokens or self._first_tokens
-        cuts = [0, *range(first, len(prompt) + 1, self._first_tokens)]
         logits = np.zeros(0)
-        for start, end in zip(cuts, cuts[1:]):
+        for start, end in prompt_cuts(len(prompt), self._first_tokens):
             net = self._step if end - start == 1 else self._first
             logits = self._call(net, row, prompt[start:end])
         return logits
 
     def _call(self, net: Net, row: int, tokens: List[int]) -> np.ndarray:
         length = 1 if net is self._step else self._first_tokens
-        past, pads = int(self._cache.lengths[row]), length - len(tokens)
-        ids = np.zeros((1, length), dtype=np.int64)
-        ids[0, pads:] = tokens
-        positions = np.zeros((1, length), dtype=np.int64)
-        positions[0, pads:] = np.arange(past, past + len(tokens))
-        allowed = np.zeros((1, length, self._slots + length), dtype=bool)
-        allowed[:, pads:, :past] = True
-        allowed[:, :, self._slots :] = np.tril(np.ones((length, length), dtype=bool))
-        allowed[:, pads:, self._slots : self._slots + pads] = False
+        past = int(self._cache.lengths[row])
         context = self._cross.select(self._contexts[row : row + 1])
-        feeds: ArrayDict = {
-            "input_ids": ids,
-            "position_ids": positions,
-            "self_attention_mask": additive(allowed)[:, None],
-        }
+        feeds = fixed_call(tokens, length, past, self._slots)
         feeds.update(self._cache.feeds(row))
         feeds.update(context.arrays)
         if net.input(CROSS_MASK) is not None:
             feeds[CROSS_MASK] = cross_mask(context, length)
         outputs = self._session.run(feeds, net=net.name)
         self._cache.append(row, outputs, len(tokens))
-        return finite_logits(outputs, self._session)
+        return checked_logits(outputs["logits"], self._session)
 
 
-def start_run(session: Session, dimensions: Dimensions, cross: CrossStates) -> DecoderRun:
-    """The run that fits the decoder: fixed-size if it has a ``step`` net, else growing."""
-    if "step" in session.nets:
-        return FixedRun(session, dimensions, cross)
-    return GrowingRun(session, dimensions, cross)
+def prompt_cuts(tokens: int, most: int) -> List[Tuple[int, int]]:
+    """Start and end of each call that feeds a prompt; the first one takes the remainder."""
+    first = tokens % most or most
+    cuts = [0, *range(first, tokens + 1, most)]
+    return list(zip(cuts, cuts[1:]))
+
+
+def fixed_call(tokens: List[int], length: int, past: int, slots: int) -> ArrayDict:
+    """Ids, positions and self mask of a call of fixed length over a cache of ``slots`` rows.
+
+    Args:
+        tokens: at most ``length`` ids, padded on the left; the padding is masked.
+        length: tokens per call of the net.
+        past: rows of the cache in use.
+        slots: rows of the cache.
+    """
+    pads = length - len(tokens)
+    ids = np.zeros((1, length), dtype=np.int64)
+    ids[0, pads:] = tokens
+    positions = np.zeros((1, length), dtype=np.int64)
+    positions[0, pads:] = np.arange(past, past + len(tokens))
+    allowed = np.zeros((1, length, slots + length), dtype=bool)
+    allowed[:, pads:, :past] = True
+    allowed[:, :, slots:] = np.tril(np.ones((length, length), dtype=bool))
+    allowed[:, pads:, slots : slots + pads] = False
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "self_attention_mask": additive(allowed)[:, None],
+    }
 
 
 def capacity(session: Session, maximum_positions: int) -> int:
@@ -262,13 +272,13 @@ def fixed_axis(net: Net, name: str, axis: int) -> int:
     return length
 
 
-def finite_logits(outputs: ArrayDict, session: Session) -> np.ndarray:
-    """The logits of a call.
+def checked_logits(logits: np.ndarray, session: Session) -> np.ndarray:
+    """The logits of a call as float32.
 
     Raises:
         BackendError: they are not finite, as after a half-precision overflow.
     """
-    logits = outputs["logits"]
+    logits = widened(logits)
     if not np.isfinite(logits.sum()):
         manifest = session.manifest
         raise BackendError(

@@ -7,7 +7,8 @@ from typing import Sequence as Many
 
 import numpy as np
 
-from runtime.decoding import CrossStates, capacity, start_run
+from runtime.cross_attention import AnyCrossStates, start_run
+from runtime.decoding import capacity
 from runtime.errors import InputError
 from runtime.generation_settings import GenerationSettings
 from runtime.manifests import TaskManifest
@@ -22,7 +23,7 @@ OnToken = Callable[[int, int], None]
 def generate(
     session: Session,
     manifest: TaskManifest,
-    cross: CrossStates,
+    cross: AnyCrossStates,
     prompts: Many[Many[int]],
     settings: GenerationSettings,
     *,

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -129,6 +129,10 @@ class Session(ABC):
         arrays = self._convert(chosen, feeds)
         outputs = self._execute(chosen, arrays)
         return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
+
+    def exclusive(self) -> ContextManager[object]:
+        """Held while several calls must not be interleaved with another thread's."""
+        return self._lock
 
     def close(self) -> None:
         """Releases what the backend holds; the session loads again when it is used again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Union
 
 import numpy as np
 
@@ -24,7 +24,9 @@ class SimulatedSession(Session):
                 self._files[net.file] = SimulatorSession(path, chip)
 
     def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
-        feeds = {spec.artifact_name: array for spec, array in zip(net.inputs, arrays)}
+        feeds: Dict[Union[str, int], np.ndarray] = {
+            spec.artifact_name: array for spec, array in zip(net.inputs, arrays)
+        }
         outputs = self._files[net.file].run(net.artifact_net or net.name, feeds)
         missing = [s.artifact_name for s in net.outputs if s.artifact_name not in outputs]
         if missing:
