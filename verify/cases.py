@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL.Image import Image
 
@@ -39,8 +40,14 @@ class Case:
         return f"scene {self.scene}" + (f" {self.text!r}" if self.text else "")
 
     def image(self) -> Image:
-        """The picture, RGB."""
-        return draw(make_scene(self.scene))
+        """The picture, RGB; shared by all callers, not to be changed."""
+        return picture(self.scene)
+
+
+@lru_cache(maxsize=256)
+def picture(scene: int) -> Image:
+    """One held-out scene, RGB. Every target looks at the same ones, and drawing takes longer than a small net."""
+    return draw(make_scene(scene))
 
 
 def generation_cases(task: Task, count: int, seed: int) -> list[Case]:

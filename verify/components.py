@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -191,8 +191,25 @@ class Collected:
         elif len(spec.shape) != actual.ndim:
             self.problem(f"{case}: {output} has {actual.ndim} axes, the manifest {len(spec.shape)}")
 
+    def _relate_to_common_scale(self) -> None:
+        """Relates each output's errors to its largest value over all cases.
+
+        Two logits that happen to lie near zero in one case would otherwise be asked for more digits than the
+        arithmetic has.
+        """
+        scales: dict[str, float] = {}
+        for c in self._comparisons:
+            scales[c.output] = max(scales.get(c.output, 0.0), c.scale)
+        self._comparisons = [
+            replace(c, scale=scales[c.output], relative_error=c.max_abs / scales[c.output])
+            if scales[c.output] > 0.0
+            else c
+            for c in self._comparisons
+        ]
+
     def check(self, subject: Subject, more: dict[str, Any] | None = None) -> Check:
         """The finished check: worst figures, per output as well, and everything wrong."""
+        self._relate_to_common_scale()
         problems = list(self._problems)
         missing = sorted(self._promised.keys() - self._references.keys())
         if self._comparisons and missing:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.scenes import CAPTION_PROMPT, draw, make_scene, matching_pairs
+from configs.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from configs.schema import TASK_COMPONENTS, Component, Task
-from runtime.decoding import CrossStates, fixed_axis, start_run
+from runtime.cross_attention import start_run
+from runtime.decoding import CrossStates, fixed_axis
 from runtime.manifests import ComponentManifest, Net, TaskManifest, TextSettings
 from runtime.preprocessing import ImagePreprocessor
 from runtime.sessions import ArrayDict, Session, SessionOptions, open_session
 from runtime.texts import padded_texts
 from runtime.tokenization import TextTokenizer
-from verify.cases import SEED_STRIDE, questions_by_length
+from verify.cases import SEED_STRIDE, picture, questions_by_length
 
 Array = NDArray[Any]
 
@@ -114,7 +115,7 @@ class Graphs:
 
     def pixel_values(self, scene: int) -> Array:
         """``[1, 3, height, width]`` of one held-out scene."""
-        return self.preprocessor([draw(make_scene(scene))])
+        return self.preprocessor([picture(scene)])
 
     def image_embeds(self, scene: int) -> Array:
         """``[1, image tokens, hidden]`` of one held-out scene."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -122,8 +124,10 @@ def _run(
             for item in group:
                 artifacts = item.artifacts
                 progress.start(item.subject.name)
+                started = time.perf_counter()
                 check = _one(item, benches[task], config, progress)
-                yield item, replace(check, key=item.key)
+                seconds = round(time.perf_counter() - started, 3)
+                yield item, replace(check, key=item.key, seconds=seconds)
                 progress.done(None if check.passed else f"[red]failed[/] {item.subject.name}")
             if artifacts is not None:
                 benches[task].release(artifacts)
@@ -227,8 +231,6 @@ def _says(
     path: Path, result: Verification, plan: Plan, selection: Selection, *, full: bool
 ) -> bool:
     """Whether the verdict on the disk is about exactly this."""
-    import json
-
     try:
         verdict = json.loads(path.read_text(encoding="utf-8"))
         keys = [check["key"] for check in verdict["checks"]]

@@ -8,54 +8,57 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from configs.console import output
+from configs.console import messages, output
 from verify.results import Check
 
-_STAGES = {
-    "hf_vs_wrapper": "checkpoint - wrapper",
-    "wrapper_vs_onnxruntime": "wrapper - onnxruntime",
-    "onnxruntime_vs_target": "onnxruntime - target",
-    "tokens": "checkpoint - answers",
+#: What each stage takes for the truth.
+_COMPARED_WITH = {
+    "hf_vs_wrapper": "checkpoint",
+    "wrapper_vs_onnxruntime": "wrapper",
+    "onnxruntime_vs_target": "onnxruntime",
+    "tokens": "checkpoint",
 }
 
 
 def print_table(checks: Sequence[Check]) -> None:
-    """One row per check, by task, then component, then target; the reasons of failures stand below."""
+    """One row per check, by task, then component; the reasons of failures stand below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    table.add_column("against", no_wrap=True)
+    for heading in ("samples", "worst", "allowed", "1-cosine"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for task in dict.fromkeys(check.subject.task for check in checks):
-        table = Table(title=f"[bold]{task}", title_justify="left", pad_edge=False, box=None)
-        table.add_column("component", no_wrap=True)
-        table.add_column("compared", no_wrap=True)
-        table.add_column("target", no_wrap=True)
-        for heading in ("samples", "worst", "allowed", "cosine"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        previous = ""
+        table.add_row(f"[bold]{task}")
         mine = [check for check in checks if check.subject.task == task]
-        order = list(dict.fromkeys(_part(check) for check in mine))
-        for check in sorted(mine, key=lambda check: order.index(_part(check))):
-            component = _part(check)
-            shown = component if component != previous else ""
-            previous = component
-            subject = check.subject
-            table.add_row(
-                shown,
-                _STAGES[subject.stage],
-                " ".join(p for p in (subject.target, subject.precision, subject.variant) if p),
-                str(check.samples),
-                *_figures(check),
-                "[green]passed" if check.passed else "[red]FAILED",
-            )
-        output.print(table)
-        output.print()
+        for part in dict.fromkeys(map(_part, mine)):
+            table.add_row(f" [cyan]{part}")
+            for check in mine:
+                if _part(check) == part:
+                    table.add_row(*_row(check))
+    output.print(table)
     for check in checks:
         for problem in check.record()["problems"]:
-            output.print(f"[red]FAILED[/] {escape(check.subject.name)}: {escape(problem)}")
+            messages.print(f"[red]failed[/] {escape(check.subject.name)}: {escape(problem)}")
 
 
 def print_not_simulated(names: Sequence[str]) -> None:
     """What only a full verification proves."""
     for name in names:
-        output.print(f"[yellow]not simulated[/] {escape(name)} (run make verify VERIFY=full)")
+        messages.print(f"[yellow]not simulated[/] {escape(name)} (run make verify VERIFY=full)")
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    subject = check.subject
+    under_test = subject.target if subject.stage != "hf_vs_wrapper" else "wrapper"
+    name = " ".join(part for part in (under_test, subject.precision, subject.variant) if part)
+    return (
+        f"  {name}",
+        _COMPARED_WITH[subject.stage] if subject.variant != "padded" else "bare inputs",
+        str(check.samples),
+        *_figures(check),
+        "[green]passed" if check.passed else "[red]failed",
+    )
 
 
 def _part(check: Check) -> str:
@@ -65,21 +68,18 @@ def _part(check: Check) -> str:
 def _figures(check: Check) -> tuple[str, str, str]:
     metrics, tolerance = check.metrics, check.tolerance
     if check.subject.kind == "component":
+        cosine = metrics.get("cosine")
         return (
             _exponent(metrics.get("relative_error")),
             _exponent(tolerance.get("max_relative_error")),
-            _cosine(metrics.get("cosine")),
+            "-" if cosine is None else _exponent(max(0.0, 1.0 - cosine)),
         )
     exact = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
-    return (_percent(exact), f">= {_percent(tolerance.get('minimum_exact'))}", "")
+    return _percent(exact), _percent(tolerance.get("minimum_exact")), ""
 
 
 def _exponent(value: Any) -> str:
     return "-" if value is None else f"{value:.1e}"
-
-
-def _cosine(value: Any) -> str:
-    return "-" if value is None else f"{value:.7f}"
 
 
 def _percent(value: Any) -> str:

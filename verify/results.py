@@ -54,6 +54,8 @@ class Check:
     #: every reason why it failed; empty when passed
     problems: tuple[str, ...] = ()
     key: str = field(default="", compare=False)
+    #: how long the check took, in seconds
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -73,6 +75,7 @@ class Check:
             "passed": self.passed,
             "problems": problems,
             "key": self.key,
+            "seconds": self.seconds,
         }
 
     @staticmethod
@@ -90,6 +93,7 @@ class Check:
             tolerance=record["tolerance"],
             problems=tuple(record["problems"]),
             key=record["key"],
+            seconds=record["seconds"],
         )
 
 
