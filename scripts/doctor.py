@@ -1,0 +1,116 @@
+"""What is installed, what can be built and verified here, and what to do about the rest.
+
+Run as ``python -m scripts.doctor``; exit code 0 if the default pipeline can run, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scripts.checks import Check, TargetReport
+
+_MARKS = {
+    "ok": "[green]ok[/]",
+    "missing": "[red]missing[/]",
+    "warning": "[yellow]note[/]",
+    "absent": "[dim]absent[/]",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything the doctor found."""
+
+    checks: tuple[Check, ...]
+    targets: tuple[TargetReport, ...]
+    #: targets that the default pipeline builds
+    needed: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the default pipeline can run here."""
+        blocked = any(check.status == "missing" for check in self.checks)
+        able = {target.name for target in self.targets if target.build and target.verify}
+        return not blocked and set(self.needed) <= able
+
+
+def diagnose() -> Diagnosis:
+    """Looks at this machine; changes nothing.
+
+    Raises:
+        ConfigError: the default pipeline's own files are invalid.
+    """
+    from configs.layout import CONFIGS_FOLDER
+    from configs.load import load_pipeline, target_names
+    from scripts import checks
+
+    pipeline = load_pipeline(CONFIGS_FOLDER / "reference.yaml")
+    tpu = tuple(checks.check_tpu_environment())
+    tpu_ready = all(check.status == "ok" for check in tpu)
+    found = (
+        checks.check_python(),
+        *checks.check_packages(),
+        *tpu,
+        *checks.check_machine(),
+        *checks.check_checkpoints(pipeline),
+        *checks.check_devices(),
+    )
+    targets = tuple(checks.report_target(name, tpu_ready) for name in target_names())
+    return Diagnosis(found, targets, tuple(pipeline.targets))
+
+
+def show(diagnosis: Diagnosis) -> None:
+    """Prints what was found, what can be built, and a line of advice for each thing amiss."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from configs.console import output
+
+    table = Table("this machine", "status", "found", box=None, header_style="bold")
+    for check in diagnosis.checks:
+        table.add_row(check.name, _MARKS[check.status], escape(check.found))
+    output.print(table)
+    table = Table("target", "build", "verify", "precisions", box=None, header_style="bold")
+    for target in diagnosis.targets:
+        build = "[green]yes[/]" if target.build else "[red]no[/]"
+        verify = ", ".join(target.verify) or "[red]no[/]"
+        table.add_row(target.name, build, verify, " ".join(target.precisions))
+    output.print()
+    output.print(table)
+    output.print()
+    for check in diagnosis.checks:
+        if check.cure:
+            output.print(f" {_MARKS[check.status]} {check.name}: {escape(check.cure)}")
+    for target in diagnosis.targets:
+        if target.cure:
+            output.print(f" {_MARKS['missing']} {target.name}: {escape(target.cure)}")
+    if diagnosis.ready:
+        output.print(" [green]ready[/] for the default pipeline: make all")
+    else:
+        output.print(" [red]not ready[/] for the default pipeline")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(arguments)
+    try:
+        diagnosis = diagnose()
+    except ModuleNotFoundError as error:
+        print(f"error: .venv has no {error.name}; run: rm -r .venv; make setup", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps({"ready": diagnosis.ready, **asdict(diagnosis)}, indent=2))
+    else:
+        show(diagnosis)
+    return 0 if diagnosis.ready else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

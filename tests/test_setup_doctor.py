@@ -1,0 +1,66 @@
+"""The doctor: what it reports, its exit code, and its advice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import checks, doctor
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.doctor", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_a_complete_machine_is_ready() -> None:
+    done = run_doctor()
+    assert done.returncode == 0, done.stdout
+    assert "ready for the default pipeline" in done.stdout
+    for name in ("openvino", "tpu_mlir", "glibc mend", "free disk", "bm1684x", "simulator"):
+        assert name in done.stdout
+
+
+def test_json_names_every_target() -> None:
+    done = run_doctor("--json")
+    report = json.loads(done.stdout)
+    assert report["ready"] is True
+    targets = {target["name"]: target for target in report["targets"]}
+    assert set(targets) >= {"openvino", "bm1684", "bm1684x", "bm1688"}
+    assert all(target["build"] and target["verify"] for target in targets.values())
+    assert {check["name"] for check in report["checks"]} >= {"torch", "memory", "sophon-sail"}
+
+
+def test_without_tpu_mlir_sophon_targets_need_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "TPU_ENVIRONMENT", tmp_path / "none")
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.ready
+    targets = {target.name: target for target in diagnosis.targets}
+    assert targets["openvino"].build
+    assert not targets["bm1688"].build
+    assert targets["bm1688"].cure == "make setup-tpu"
+    assert doctor.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "make setup-tpu" in printed
+    assert "not ready" in printed
+
+
+def test_a_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checks.metadata.version
+
+    def version(name: str) -> str:
+        if name == "openvino":
+            raise checks.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "onnx" else real(name)
+
+    monkeypatch.setattr(checks.metadata, "version", version)
+    found = {check.name: check for check in checks.check_packages()}
+    assert (found["openvino"].status, found["openvino"].cure) == ("missing", "make setup")
+    assert found["onnx"].found.startswith("0.0.1, pinned is ")
+    assert found["torch"].status == "ok"
