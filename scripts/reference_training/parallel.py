@@ -49,6 +49,18 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def share_work(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Apply a row-wise function to ``rows``, each process to its share; all get all results."""
+    if not distributed.is_initialized():
+        return function(rows)
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    first, last = len(rows) * rank // size, len(rows) * (rank + 1) // size
+    results = torch.zeros_like(rows)
+    results[first:last] = function(rows[first:last])
+    distributed.all_reduce(results)
+    return results
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     if distributed.is_initialized():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scripts.reference_training.architecture import Task
 from scripts.reference_training.data import BatchMaker
 from scripts.reference_training.losses import joint_losses
+from scripts.reference_training.muon import BatchedMuon
 from scripts.reference_training.parallel import average_gradients, wait_for_all
 
 LOSS_WEIGHTS: dict[str, float] = {"caption": 1.0, "vqa": 1.0, "itm": 1.0, "itc": 0.3}
@@ -76,7 +77,7 @@ class Trainer:
             {"params": decayed, "weight_decay": 0.02},
             {"params": plain, "weight_decay": 0.0},
         ]
-        muon = torch.optim.Muon(matrices, lr=self._schedule.matrix_rate, weight_decay=0.02)
+        muon = BatchedMuon(matrices, self._schedule.matrix_rate)
         adam = torch.optim.AdamW(groups, lr=self._schedule.other_rate, betas=(0.9, 0.98))
         return [muon, adam]
 
