@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from export.processor import Processor
 from export.settings import ModelSettings
 
 #: held-out scenes that reference data is made of
-SCENE_COUNT = 3
+SCENE_COUNT = 2
 
 
 class DecoderRun:
@@ -47,6 +47,7 @@ class DecoderRun:
             encoder_attention_mask=torch.ones(self._states.shape[:2]).long(),
             past_key_values=self._cache,
             use_cache=True,
+            logits_to_keep=1,
         )
         self._cache = result.past_key_values
         before, self.length = self.length, self.length + ids.shape[1]
@@ -113,14 +114,15 @@ class Samples:
 
     @cached_property
     def _texts(self) -> list[tuple[int, torch.Tensor]]:
+        # Neighbours differ in length: padding matters when they are batched.
+        choices: list[tuple[int, Callable[..., str]]] = [(0, min), (1, max), (0, max)]
         found = []
-        for index, scene in enumerate(self._scenes):
+        for index, choose in choices:
+            scene = self._scenes[index]
             if self.settings.task == "vqa":
                 texts = [item.question for item in questions(scene)]
             else:
                 texts = [pair.text for pair in matching_pairs(scene)]
-            # Alternate short and long: padding matters when lengths differ.
-            choose: Callable[..., str] = max if index % 2 else min
             found.append((index, self.token_ids(choose(texts, key=len))))
         return found
 
@@ -135,10 +137,11 @@ class Samples:
         return torch.nn.functional.pad(ids, (0, pads), value=self.settings.pad_token_id), mask
 
     def text_batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All texts padded to the longest: ids, mask and image embeddings."""
-        longest = max(ids.shape[1] for _, ids in self.texts())
-        padded = [self.padded_right(ids, longest) for _, ids in self.texts()]
-        images = torch.cat([self.image_embeds(scene) for scene, _ in self.texts()])
+        """Two texts padded to the longer: ids, mask and image embeddings."""
+        texts = self.texts()[:2]
+        longest = max(ids.shape[1] for _, ids in texts)
+        padded = [self.padded_right(ids, longest) for _, ids in texts]
+        images = torch.cat([self.image_embeds(scene) for scene, _ in texts])
         return torch.cat([p[0] for p in padded]), torch.cat([p[1] for p in padded]), images
 
     def encoded_text(
@@ -155,16 +158,19 @@ class Samples:
         hidden: torch.Tensor = result.last_hidden_state
         return hidden
 
-    def encoder_states(self) -> Iterator[torch.Tensor]:
-        """What the decoder attends: image tokens (caption) or a question's states (vqa)."""
-        for index, ids in self.texts():
-            image = self.image_embeds(index)
-            yield self.encoded_text(ids, None, image) if self.settings.task == "vqa" else image
+    @cached_property
+    def encoder_states(self) -> list[torch.Tensor]:
+        """What the decoder attends: two images' tokens (caption) or questions' states (vqa)."""
+        images = [self.image_embeds(index) for index in range(self.scene_count)]
+        if self.settings.task != "vqa":
+            return images
+        texts = self.texts()[: self.scene_count]
+        return [self.encoded_text(ids, None, images[index]) for index, ids in texts]
 
     def encoder_batch(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The same as one batch, with its mask where lengths differ."""
         if self.settings.task != "vqa":
-            return torch.cat(list(self.encoder_states())), None
+            return torch.cat(self.encoder_states), None
         ids, mask, images = self.text_batch()
         return self.encoded_text(ids, mask, images), mask
 
@@ -186,8 +192,8 @@ class Samples:
         return torch.cat([start, self.token_ids(CAPTION_PROMPT)[:, 1:-1]], dim=1)
 
     def decoder_tokens(self, index: int) -> torch.Tensor:
-        """``[1, maximum_positions]``: start token, then the scene's texts over and over."""
-        scene = self._scenes[index]
+        """``[1, maximum_positions]``: start token, then a scene's texts over and over."""
+        scene = self._scenes[index % self.scene_count]
         if self.settings.task == "vqa":
             texts = [item.answer for item in questions(scene)]
         else:

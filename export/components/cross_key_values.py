@@ -57,9 +57,9 @@ def wrapper(model: Any, settings: ModelSettings) -> nn.Module:  # noqa: ARG001 -
 
 def cases(samples: Samples) -> Iterator[Case]:
     """What HuggingFace's own cache holds after a decoder pass over real encoder states."""
-    for index, states in enumerate(samples.encoder_states()):
+    for index, states in enumerate(samples.encoder_states):
         inputs = {"encoder_hidden_states": states}
-        yield Case(f"states_{index}", inputs, samples.cross(states), stored=index < 2)
+        yield Case(f"states_{index}", inputs, samples.cross(states))
     states, _ = samples.encoder_batch()
     inputs = {"encoder_hidden_states": states}
     yield Case("batch", inputs, samples.cross(states), stored=False)

@@ -33,6 +33,9 @@ from export.components.text_layers import (
 from export.samples import Samples
 from export.settings import ModelSettings
 
+#: longer chunks only bring HuggingFace's cache to a length; checking them too costs seconds
+_LONGEST_CHUNK = 64
+
 
 class DecoderLayer(nn.Module):
     """One decoder layer over cached self-attention rows and ready cross-attention rows."""
@@ -181,7 +184,7 @@ def _inputs(
 
 def _steps(samples: Samples, index: int) -> Iterator[Case]:
     """One token at a time at past 0, 1 and 2, then at growing lengths, chunks between them."""
-    states = list(samples.encoder_states())[index]
+    states = samples.encoder_states[index]
     tokens = samples.decoder_tokens(index)
     last = samples.settings.maximum_positions - 1
     run = samples.decoder_run(states)
@@ -191,8 +194,9 @@ def _steps(samples: Samples, index: int) -> Iterator[Case]:
             name = f"chunk_{run.length}_to_{target}"
             past = run.past()
             outputs = run.feed(chunk)
-            inputs = _inputs(samples, chunk, past, run.cross())
-            yield Case(name, inputs, outputs, stored=False)
+            if chunk.shape[1] <= _LONGEST_CHUNK:
+                inputs = _inputs(samples, chunk, past, run.cross())
+                yield Case(name, inputs, outputs, stored=False)
         past = run.past()
         token = tokens[:, target : target + 1]
         outputs = run.feed(token)
@@ -202,7 +206,7 @@ def _steps(samples: Samples, index: int) -> Iterator[Case]:
 
 def _first_passes(samples: Samples, index: int) -> Iterator[Case]:
     """A whole prompt into an empty cache, as it is and padded on the left."""
-    states = list(samples.encoder_states())[index]
+    states = samples.encoder_states[index]
     prompt = samples.prompt()
     run = samples.decoder_run(states)
     empty = run.past()
@@ -255,7 +259,7 @@ def _batch(samples: Samples) -> Iterator[Case]:
     """Several images or questions at once: a first pass and the step after it."""
     states, mask = samples.encoder_batch()
     cross = samples.cross(states)
-    runs = [samples.decoder_run(single) for single in samples.encoder_states()]
+    runs = [samples.decoder_run(single) for single in samples.encoder_states]
     tokens = [samples.decoder_tokens(index)[:, :3] for index in range(len(runs))]
     for name, part in (("batch_first_pass", slice(0, 2)), ("batch_step", slice(2, 3))):
         past = _joined([run.past() for run in runs])

@@ -87,6 +87,7 @@ def tensors(settings: ModelSettings) -> Tensors:
     size = settings.image_size
     return Tensors(
         inputs=(tensor("pixel_values", BATCH, 3, size, size),),
+        example_lengths={BATCH: 1},
         outputs=(
             tensor("image_embeds", BATCH, settings.image_tokens, settings.vision_hidden_size),
         ),
@@ -99,14 +100,10 @@ def wrapper(model: Any, settings: ModelSettings) -> nn.Module:  # noqa: ARG001 -
 
 
 def cases(samples: Samples) -> Iterator[Case]:
-    """Single scenes, and all of them as one batch."""
+    """Single scenes."""
     for index in range(samples.scene_count):
         yield Case(
             f"scene_{index}",
             {"pixel_values": samples.pixel_values(index)},
             {"image_embeds": samples.image_embeds(index)},
-            stored=index < 2,
         )
-    pixels = torch.cat([samples.pixel_values(i) for i in range(samples.scene_count)])
-    embeds = samples.model.vision_model(pixel_values=pixels).last_hidden_state
-    yield Case("batch", {"pixel_values": pixels}, {"image_embeds": embeds}, stored=False)
