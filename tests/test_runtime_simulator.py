@@ -123,6 +123,15 @@ def test_the_vendors_own_runner_gives_the_same_bits(tiny: Tiny) -> None:
     np.testing.assert_array_equal(ours, vendor)
 
 
+def test_our_waits_change_no_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = []
+    for waits in ("ours", "vendor"):
+        monkeypatch.setenv("BLIP_EDGE_SIMULATOR_WAITS", waits)
+        with SimulatorSession(tiny.bmodel("first_bm1684"), "bm1684") as session:
+            outputs += session.run("first", [tiny.feed]).values()
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_several_nets_in_one_file(tiny: Tiny) -> None:
     with SimulatorSession(tiny.bmodel("both"), "bm1688") as session:
         assert set(session.nets()) == {"first", "second"}
