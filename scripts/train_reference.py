@@ -23,12 +23,12 @@ from scripts.reference_training.architecture import (
     reference_config,
     reference_image_processor,
 )
-from scripts.reference_training.checkpoint import checkpoint_folder, save_checkpoint
+from scripts.reference_training.checkpoint import checkpoint_folder, load_weights, save_checkpoint
 from scripts.reference_training.data import BatchMaker, Pool, build_pool
 from scripts.reference_training.evaluate import evaluate_checkpoint
 from scripts.reference_training.parallel import run_processes
 from scripts.reference_training.tokenizer import build_tokenizer, word_pieces
-from scripts.reference_training.trainer import Schedule, Trainer
+from scripts.reference_training.trainer import MATRIX_RATE, OTHER_RATE, Schedule, Trainer
 
 BAR = 0.95
 """The least held-out accuracy of a reference checkpoint."""
@@ -57,6 +57,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("models/checkpoints"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    parser.add_argument(
+        "--descent", type=float, default=0.35, help="share of the steps in which the rates fall"
+    )
+    parser.add_argument("--start", type=Path, help="folder of checkpoints to go on from")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pool", type=int, default=40000, help="number of training scenes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -94,12 +99,19 @@ def _train_process(options: argparse.Namespace, tasks: tuple[Task, ...], rank: i
     pieces = word_pieces(vocabulary())
     tokenizer = build_tokenizer(pieces, MAX_TOKENS)
     models = build_models(reference_config(len(tokenizer), tokenizer.sep_token_id), options.seed)
+    if options.start is not None:
+        load_weights(models, tasks, options.start)
     pool = Pool.load(_pool_folder(options))
     batches = BatchMaker(
         pool, tokenizer, options.batch_size // options.processes, options.seed, rank
     )
     name = "-".join(tasks) + f"-seed{options.seed}.pt"
-    schedule = Schedule(options.steps)
+    schedule = Schedule(
+        options.steps,
+        matrix_rate=MATRIX_RATE * options.rate,
+        other_rate=OTHER_RATE * options.rate,
+        descent_share=options.descent,
+    )
     trainer = Trainer(models, batches, schedule, tasks, options.state / name, rank)
     console.print(f"process {rank}: from step {trainer.resume()} to {options.steps}")
     image_processor = reference_image_processor()

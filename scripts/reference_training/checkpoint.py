@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import BlipProcessor
 
-from scripts.reference_training.architecture import Task
+from scripts.reference_training.architecture import MODEL_CLASSES, Task
 from scripts.reference_training.tokenizer import save_vocabulary
 
 
@@ -37,3 +37,10 @@ def save_checkpoint(
         folder.rename(stale)
     fresh.rename(folder)
     shutil.rmtree(stale, ignore_errors=True)
+
+
+def load_weights(models: dict[Task, Any], tasks: tuple[Task, ...], start: Path) -> None:
+    """Load the tasks' weights from checkpoints; a shared vision encoder gets the last one's."""
+    for task in tasks:
+        saved = MODEL_CLASSES[task].from_pretrained(checkpoint_folder(start, task))
+        models[task].load_state_dict(saved.state_dict())

@@ -27,6 +27,9 @@ from scripts.reference_training.architecture import IMAGE_SIZE
 QUESTIONS_PER_IMAGE = 3
 TEXTS_PER_IMAGE = 3
 PROMPTED_SHARE = 0.25
+EAGERNESS = 0.3
+"""Questions answered yes or no are the hardest to learn; the smaller this, the more are asked."""
+
 SHIFT = 4
 """Training images are moved by at most this many pixels either way."""
 
@@ -137,6 +140,7 @@ class BatchMaker:
         self._batch_size = batch_size
         self._seed = (seed, rank)
         self._start = int(tokenizer.bos_token_id)
+        self._judgements = tokenizer.convert_tokens_to_ids(["yes", "no"])
         self._prompt = np.array(tokenizer(CAPTION_PROMPT)["input_ids"][1:-1])
 
     def make(self, step: int) -> Batch:
@@ -144,7 +148,9 @@ class BatchMaker:
         pool, size = self._pool, self._batch_size
         source = np.random.default_rng((*self._seed, step))
         rows = source.integers(0, len(pool), size)
-        asked = _choose(source, pool.question_counts[rows], QUESTIONS_PER_IMAGE, first=0)
+        eager = np.isin(pool.answers[rows, :, 1], self._judgements)
+        counts = pool.question_counts[rows]
+        asked = _choose(source, counts, QUESTIONS_PER_IMAGE, first=0, eager=eager)
         chosen = _choose(source, pool.text_counts[rows], TEXTS_PER_IMAGE - 1, first=1)
         chosen = np.concatenate([np.zeros((size, 1), dtype=np.int64), chosen], axis=1)
         answers = pool.answers[rows[:, None], asked].astype(np.int64)
@@ -176,9 +182,20 @@ class BatchMaker:
         return inputs, labels
 
 
-def _choose(source: np.random.Generator, counts: _Ids, amount: int, first: int) -> _Ids:
-    """Choose different positions in ``[first, count)`` per row; int64 ``[B, amount]``."""
+def _choose(
+    source: np.random.Generator,
+    counts: _Ids,
+    amount: int,
+    first: int,
+    eager: NDArray[np.bool_] | None = None,
+) -> _Ids:
+    """Choose different positions in ``[first, count)`` per row; int64 ``[B, amount]``.
+
+    Positions that are ``eager`` (bool ``[B, at least the highest count]``) come more often.
+    """
     keys = source.random((len(counts), int(counts.max())))
+    if eager is not None:
+        keys[eager[:, : keys.shape[1]]] *= EAGERNESS
     positions = np.arange(keys.shape[1])[None, :]
     keys[(positions >= counts[:, None]) | (positions < first)] = 2.0
     return np.argsort(keys, axis=1)[:, :amount]

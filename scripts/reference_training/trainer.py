@@ -22,6 +22,8 @@ from scripts.reference_training.muon import BatchedMuon
 from scripts.reference_training.parallel import average_gradients, wait_for_all
 
 LOSS_WEIGHTS: dict[str, float] = {"caption": 1.0, "vqa": 1.0, "itm": 1.0, "itc": 0.3}
+MATRIX_RATE = 0.01
+OTHER_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Schedule:
     """Learning rates: warm-up, a plateau, and a linear descent over the last part."""
 
     steps: int
-    matrix_rate: float = 0.01
-    other_rate: float = 1e-3
+    matrix_rate: float = MATRIX_RATE
+    other_rate: float = OTHER_RATE
     warmup: int = 100
     descent_share: float = 0.35
 
