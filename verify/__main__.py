@@ -1,4 +1,4 @@
-"""``python -m verify``: proves every artifact against the one before it and against the checkpoint."""
+"""``python -m verify``: proves every artifact against its source and the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole answers of a target against the checkpoint's own: generated tokens, match decisions and scores."""
+"""Whole answers of a target against the checkpoint's own: tokens, match decisions, scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_DIVERGENCES = 5
 def generated_tokens(
     task: Captioner | QuestionAnswerer, cases: Sequence[Case], new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """New tokens per case, the end token included, greedy, through the runtime's own task classes."""
+    """New tokens per case, greedy, the end token included, from the runtime's task classes."""
     images = [case.image() for case in cases]
     with runtime_failures():
         if isinstance(task, Captioner):
@@ -77,7 +77,7 @@ def token_check(
         "least_margin": min(
             (answer.margin for answer in expected if answer.margin is not None), default=None
         ),
-        "accuracy": _accuracy(cases, [tokens for tokens in found], tokenizer),
+        "accuracy": _accuracy(cases, found, tokenizer),
         "checkpoint_accuracy": _accuracy(cases, [a.tokens for a in expected], tokenizer),
         "first_divergences": divergences[:MOST_DIVERGENCES],
     }

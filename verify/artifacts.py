@@ -30,7 +30,7 @@ def runtime_failures() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TargetArtifacts:
-    """All components of one task on one target in one precision; ``target`` is None for the ONNX."""
+    """All components of a task on one target in one precision; ``target`` is None for ONNX."""
 
     target: TargetConfig | None
     precision: Precision
@@ -60,11 +60,11 @@ class TaskArtifacts:
 def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
     """Reads and checks the manifests and file digests of everything selected.
 
-    All components of a selected task are needed, whichever ones ``--component`` names: one component's real inputs
-    are the others' outputs.
+    All components of a selected task are needed, whichever ones ``--component`` names: one
+    component's real inputs are the others' outputs.
 
     Raises:
-        InputError: an artifact is missing, damaged, or made from other weights than the ONNX beside it.
+        InputError: an artifact is missing, damaged, or made from other weights than its ONNX.
     """
     layout = Layout(selection.pipeline)
     found = []
@@ -119,7 +119,8 @@ def _collect(
         if len(matching) > 1:
             paths = ", ".join(shown(m.path) for m in matching)
             raise InputError(
-                f"{folder_name}: several {component} for {name} {precision} ({paths}); delete the stale one"
+                f"{folder_name}: several {component} for {name} {precision} ({paths}); "
+                "delete the stale one"
             )
         components[component] = matching[0]
     return TargetArtifacts(target, precision, components)
@@ -135,7 +136,8 @@ def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
             raise InputError(f"{reason}; run: {rebuild} FORCE=1") from None
         if manifest.weights_sha256 != onnx.components[component].weights_sha256:
             raise InputError(
-                f"{shown(manifest.path)}: made from other weights than the exported {component}; run: {rebuild}"
+                f"{shown(manifest.path)}: made from other weights than the exported {component}; "
+                f"run: {rebuild}"
             )
 
 

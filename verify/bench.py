@@ -1,8 +1,7 @@
-"""Opens what checks need, once: exported graphs, sessions per target, samples, the checkpoint's answers."""
+"""Opens what checks need, once: graphs, sessions, samples, the checkpoint's answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from configs.layout import REPOSITORY_ROOT, Layout
 from configs.manifest import file_sha256, key_of
 from configs.schema import Component, PipelineConfig, Precision, Task
 from runtime.artifacts import Artifacts
-from runtime.manifests import read_task_manifest
+from runtime.manifests import component_manifests, read_task_manifest
 from runtime.sessions import SIMULATOR, Session, SessionOptions, open_session
 from runtime.task import Task as RuntimeTask
 from runtime.tasks import TASKS
@@ -84,7 +83,7 @@ class TaskBench:
             return self._samples[name].samples(component)
 
     def padded_pairs(self, component: Component) -> list[tuple[Sample, Sample]]:
-        """(bare, padded) samples of the exported graph, padded as chips with fixed lengths need it."""
+        """(bare, padded) samples of the exported graph, padded to the lengths of chips."""
         with runtime_failures():
             return padded_pairs(
                 self.graphs,
@@ -125,7 +124,7 @@ class TaskBench:
         )
 
     def expected(self, count: int) -> list[Answer]:
-        """The checkpoint's answers to the first cases; computed for the largest gate, then stored."""
+        """The checkpoint's answers to the first cases; computed for the largest gate once."""
         largest = max(gate.scenes for gate in self.pipeline.verify.tokens.values())
         answers = reference_answers(
             self._layout.task(self.task) / REFERENCE_ANSWERS,
@@ -184,7 +183,7 @@ def simulated_folder(layout: Layout) -> Path:
 
 @cache
 def simulator_version() -> str:
-    """What decides a simulated answer besides artifact and inputs: the vendor's release and our driver of it."""
+    """What decides a simulated answer besides artifact and inputs: simulator and driver."""
     sources: dict[str, Any] = {
         path.name: file_sha256(path)
         for pattern in _SIMULATOR_SOURCES
@@ -197,12 +196,13 @@ def simulator_version() -> str:
     return key_of({"sources": sources, "releases": releases})
 
 
-def forget_stale_answers(pipeline: PipelineConfig, tasks: Sequence[TaskArtifacts]) -> None:
-    """Deletes stored simulator answers of artifacts that were rebuilt since."""
-    kept = {
-        artifact_key(manifest, simulator_version())
-        for task in tasks
-        for artifacts in task.targets
-        for manifest in artifacts.components.values()
-    }
-    forget_others(simulated_folder(Layout(pipeline)), kept)
+def forget_stale_answers(pipeline: PipelineConfig) -> None:
+    """Deletes stored simulator answers of artifacts that were rebuilt or removed since."""
+    layout = Layout(pipeline)
+    with runtime_failures():
+        kept = {
+            artifact_key(manifest, simulator_version())
+            for task in pipeline.tasks
+            for manifest in component_manifests(layout.task(task))
+        }
+    forget_others(simulated_folder(layout), kept)

@@ -1,4 +1,4 @@
-"""Which whole generations and match scores are compared: held-out scenes and what is asked about them."""
+"""Which whole answers are compared: held-out scenes and what is asked about them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from configs.schema import Task
 
 #: Distance between the first scenes of two seeds; more scenes than any gate compares.
 SEED_STRIDE = 10_000
-#: Most tokens compared per caption and per answer: the longest caption has eleven words, the longest answer two.
+#: Most tokens compared per caption and per answer: the longest caption has eleven words, the
+#: longest answer two.
 NEW_TOKENS: dict[Task, int] = {"caption": 20, "vqa": 10, "itm": 0}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image and the text that goes with it: a caption prompt (may be empty), a question, or a text to match."""
+    """One image and its text: a caption prompt (may be empty), a question, or a text to match."""
 
     task: Task
     scene: int
@@ -46,15 +47,15 @@ class Case:
 
 @lru_cache(maxsize=256)
 def picture(scene: int) -> Image:
-    """One held-out scene, RGB. Every target looks at the same ones, and drawing takes longer than a small net."""
+    """One held-out scene, RGB; kept, because every target looks at the same ones."""
     return draw(make_scene(scene))
 
 
 def generation_cases(task: Task, count: int, seed: int) -> list[Case]:
     """``count`` cases of distinct held-out scenes; the first n of a longer list are the list of n.
 
-    Captions alternate between no prompt and the training prompt. Questions walk through the lengths that a scene
-    offers. Matching alternates between the right text and one hard negative.
+    Captions alternate between no prompt and the training prompt. Questions walk through the
+    lengths that a scene offers. Matching alternates between the right text and a hard negative.
     """
     first = seed * SEED_STRIDE
     return [_case(task, scene) for scene in range(first, first + count)]

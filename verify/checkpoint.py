@@ -16,7 +16,7 @@ from configs.schema import TaskConfig
 
 
 def check_checkpoint(config: TaskConfig, manifest: TaskManifest) -> None:
-    """Compares a local checkpoint's weights with the digest in the task manifest; hub revisions are pinned already.
+    """Compares a local checkpoint's weights with the task manifest; hub revisions are pinned.
 
     Raises:
         InputError: the checkpoint is missing, damaged or another one.
@@ -40,7 +40,8 @@ def weights_sha256(folder: Path) -> str:
     paths = sorted(folder.glob("model*.safetensors"))
     if not paths:
         raise InputError(
-            f"{shown(folder)}: no safetensors weights; verification compares with the checkpoint itself"
+            f"{shown(folder)}: no safetensors weights; restore the checkpoint, verification "
+            "compares with it"
         )
     digests: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Compares two arrays that should hold the same numbers. Pure numpy; knows no model and no target."""
+"""Compares arrays that should hold the same numbers. Knows no model and no target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from verify.tolerances import Tolerance
 
 Array = NDArray[Any]
 
-#: Spread below which an output counts as constant, relative to its scale: a comparison of constants proves nothing.
+#: Spread below which an output counts as constant, relative to its scale: a comparison of constants
+#: proves nothing.
 CONSTANT_SPREAD = 1e-6
 
 
@@ -22,9 +23,10 @@ CONSTANT_SPREAD = 1e-6
 class Comparison:
     """One output of one case, against its reference.
 
-    ``scale`` is the reference's largest absolute value, ``relative_error`` is ``max_abs / scale``, ``relative_l2`` the
-    norm of the difference over the reference's norm. ``shape`` is that of the whole output, ``elements`` counts the
-    values compared (padding is left out). Where the arrays cannot be compared the errors are NaN and ``problems`` says why.
+    ``scale`` is the reference's largest absolute value, ``relative_error`` is ``max_abs / scale``,
+    ``relative_l2`` the norm of the difference over the reference's norm. ``shape`` is that of the
+    whole output, ``elements`` counts the values compared (padding is left out). Where the arrays
+    cannot be compared the errors are NaN and ``problems`` says why.
     """
 
     output: str
@@ -52,8 +54,9 @@ def compare(
 ) -> Comparison:
     """Compares ``actual`` with ``reference``, both of one shape.
 
-    ``rows`` selects the part of axis 1 that holds real tokens: what stands in padded rows is nobody's answer, but must
-    be finite, because a masked NaN still reaches the sum. ``dtype`` is the numpy dtype name that the contract promises.
+    ``rows`` selects the part of axis 1 that holds real tokens: what stands in padded rows is
+    nobody's answer, but must be finite, because a masked NaN still reaches the sum. ``dtype`` is
+    the numpy dtype name that the contract promises.
     """
     problems = []
     if actual.shape != reference.shape:
@@ -100,10 +103,19 @@ def _errors(reference: Array, actual: Array) -> tuple[float, float, float, float
     if scale == 0.0:
         return max_abs, scale, math.inf if max_abs else 0.0, math.inf if max_abs else 0.0, math.nan
     product = float(np.vdot(reference, actual))
-    cosine = product / (norm * other_norm) if other_norm else 0.0
-    # Rounding may leave a cosine of equal arrays a hair above one.
-    cosine = min(1.0, cosine)
-    return max_abs, scale, max_abs / scale, float(np.linalg.norm(difference)) / norm, cosine
+    # Rounding may leave the cosine of equal arrays a hair above one.
+    angle = min(1.0, product / (norm * other_norm)) if other_norm else 0.0
+    return max_abs, scale, max_abs / scale, float(np.linalg.norm(difference)) / norm, angle
+
+
+def cosine(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """Cosine of (reference, actual) pairs laid end to end; NaN if either side is zero."""
+    reference, actual = (
+        np.concatenate([np.asarray(array, dtype=np.float64).reshape(-1) for array in side])
+        for side in zip(*pairs, strict=True)
+    )
+    norms = float(np.linalg.norm(reference)) * float(np.linalg.norm(actual))
+    return min(1.0, float(reference @ actual) / norms) if norms else math.nan
 
 
 def _constant(values: Array) -> bool:
@@ -135,7 +147,7 @@ def faults(comparison: Comparison, tolerance: Tolerance) -> list[str]:
 
 
 def summary(comparisons: Iterable[Comparison]) -> dict[str, Any]:
-    """Worst figures over comparisons, as they stand in verify.json; NaN and infinity become null."""
+    """Worst figures over comparisons, as verify.json holds them; NaN becomes null."""
     every = list(comparisons)
     return {
         "shapes": sorted({"x".join(map(str, c.shape)) for c in every}),
@@ -163,10 +175,10 @@ def number(value: float) -> float | None:
 def needed(comparisons: Iterable[Comparison]) -> dict[str, float | None]:
     """The tightest tolerance that would have passed, rounded to the loose side at two digits."""
     worst = summary(comparisons)
-    error, cosine = worst["relative_error"], worst["cosine"]
+    error, least = worst["relative_error"], worst["cosine"]
     return {
         "max_relative_error": None if error is None else _round_up(error),
-        "min_cosine": None if cosine is None else round(1.0 - _round_up(1.0 - cosine), 12),
+        "min_cosine": None if least is None else round(1.0 - _round_up(1.0 - least), 12),
     }
 
 

@@ -1,6 +1,7 @@
-"""Real inputs for component checks: held-out scenes, run through the exported graphs with the runtime's own classes.
+"""Real inputs for component checks: held-out scenes, run through the exported graphs.
 
-Every component gets what its upstream neighbours answer under onnxruntime, so that each artifact is judged alone.
+Every component gets what its upstream neighbours answer under onnxruntime, so that each artifact
+is judged alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Array = NDArray[Any]
 
 #: Outputs with one row of axis 1 per text token: padded rows are compared with nothing.
 _TOKEN_OUTPUTS = ("last_hidden_state", "new.", "cross.")
-#: Decode steps that are always compared: the second is where a fused kernel went wrong unseen by the first.
+#: Decode steps that are always compared: the second is where a fused kernel went wrong unseen by
+#: the first.
 _EARLY_STEPS = (1, 2, 3)
 #: Ends the name of a sample whose unused cache slots hold another generation's rows.
 STALE = ", stale slots"
@@ -57,8 +59,8 @@ class Sample:
 class Recorder(Session):
     """Answers a target's nets with the exported graph, and keeps every call.
 
-    The runtime's own generation drives it, so the recorded inputs are those that the target gets from users: masks,
-    padding, positions and cache slots included.
+    The runtime's own generation drives it, so the recorded inputs are those that the target gets
+    from users: masks, padding, positions and cache slots included.
     """
 
     def __init__(self, target: ComponentManifest, onnx: Session) -> None:
@@ -79,7 +81,7 @@ class Recorder(Session):
     def _unload(self) -> None:
         """Nothing of its own to release."""
 
-    def _execute(self, net: Net, arrays: list[Array]) -> list[Array]:
+    def _execute(self, net: Net, arrays: list[Array]) -> list[Array]:  # noqa: ARG002
         raise AssertionError(f"{net.name}: answered by the exported graph")
 
 
@@ -131,7 +133,7 @@ class Graphs:
 
 
 class SampleSource:
-    """Builds the samples of one task for nets of one kind: dynamic, or of the fixed lengths of a chip."""
+    """Builds the samples of one task: for dynamic nets, or for the fixed lengths of a chip."""
 
     def __init__(
         self,
@@ -143,7 +145,7 @@ class SampleSource:
         past_tokens: int | None,
         few: bool,
     ) -> None:
-        """``few`` keeps the number of calls small, for simulators; ``past_tokens`` is the last cache length to reach."""
+        """``few`` keeps calls rare, for simulators; ``past_tokens`` is the last cache length."""
         self._graphs = graphs
         self._nets = nets
         self._task: Task = graphs.manifest.task  # type: ignore[assignment]
@@ -231,7 +233,7 @@ class SampleSource:
     def _decode(
         self, name: str, prompt: Sequence[int], cross: CrossStates, index: int
     ) -> Iterator[Sample]:
-        """Decodes greedily until the cache is full, whatever the tokens, and picks steps to compare."""
+        """Decodes greedily until the cache is full, and picks the steps to compare."""
         manifest = self._nets["text_decoder"]
         recorder = Recorder(manifest, self._graphs.sessions["text_decoder"])
         run = start_run(recorder, self._graphs.manifest.dimensions, cross)
@@ -262,7 +264,7 @@ class SampleSource:
         return min(self._past_tokens, positions - 1)
 
     def _chosen(self, lengths: Sequence[int], index: int) -> list[int]:
-        """Past lengths to compare, of those that occur: the first pass, early steps, a middle one, the last."""
+        """Past lengths to compare: the first pass, early steps, a middle one, the last."""
         steps: Iterable[int] = _EARLY_STEPS
         if self._few:
             steps = _EARLY_STEPS[:2] if index == 0 else _EARLY_STEPS[:1]
@@ -271,7 +273,7 @@ class SampleSource:
         return [lengths[i] for i in sorted(i for i in wanted if i <= last)]
 
     def _with_stale_slots(self, sample: Sample, later: ArrayDict, past: int) -> Sample:
-        """The same call with another generation's rows in the unused cache slots: they must not be attended."""
+        """The same call with stale rows in unused cache slots: they must not be attended."""
         feeds = dict(sample.feeds)
         for name, array in sample.feeds.items():
             if name.startswith("past."):

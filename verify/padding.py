@@ -1,4 +1,4 @@
-"""The exported graph on padded inputs against itself on bare ones: what fixed lengths must not change."""
+"""The exported graph on padded inputs against itself on bare ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def padded_pairs(
     scenes: int,
     seed: int,
 ) -> list[tuple[Sample, Sample]]:
-    """(bare, padded) samples of one component, both answered by the exported graph under onnxruntime.
+    """(bare, padded) samples of one component, both answered under onnxruntime.
 
     The padded ones have the lengths that chips get, and also stale rows in unused cache slots.
     """
@@ -48,7 +48,7 @@ def padded_pairs(
 def fixed_lengths(
     manifest: ComponentManifest, shapes: StaticShapes, encoder_tokens: int
 ) -> ComponentManifest:
-    """The manifest as it would be after compiling for fixed lengths; decoders become ``first_pass`` and ``step``."""
+    """The manifest as if compiled for fixed lengths; decoders get ``first_pass`` and ``step``."""
     past = shapes.past_tokens or 0
     lengths = {
         "batch": 1,

@@ -88,7 +88,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
                 finished[item.key] = check
                 store.add(check)
             store.compact()
-            forget_stale_answers(selection.pipeline, tasks)
+            forget_stale_answers(selection.pipeline)
         checks = tuple(finished[item.key] for item in plan.checks)
         result = Verification(checks, plan.not_simulated, len(todo), layout.verdict)
         if todo or not _says(layout.verdict, result, plan, selection, full=full):
@@ -107,7 +107,8 @@ def failure(result: Verification) -> ParityError | None:
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
     return ParityError(
         f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
-        f"{shown(result.verdict)}. Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
+        f"{shown(result.verdict)}. Rebuild with FORCE=1; if it stays, the artifact is wrong, "
+        "not the tolerance"
     )
 
 
@@ -139,13 +140,13 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
             return _component(item, bench, progress)
         return _answers(item, bench, config)
     except ToolError as error:
-        # One backend's failure is a finding about its artifact; the other artifacts are still judged.
+        # One backend's failure is a finding about its artifact; the other artifacts are still
+        # judged.
         return Check(item.subject, 0, {}, {}, (str(error),))
 
 
 def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
-    subject, component = item.subject, item.subject.component
-    assert component is not None, "component checks name their component"
+    subject, component = item.subject, item.subject.named_component
     manifest = item.artifacts.components[component]
     if subject.stage == "hf_vs_wrapper":
         return hf_vs_wrapper(subject, manifest)
@@ -164,8 +165,9 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
 
 
 def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:
-    assert item.gate is not None, "answer checks have a gate"
     subject, artifacts = item.subject, item.artifacts
+    if item.gate is None:
+        raise ValueError(f"{subject.name}: checks of answers have a gate")
     count = item.gate.scenes
     computed = arithmetic(artifacts, subject.variant)
     table = load_tolerances()
@@ -183,7 +185,8 @@ def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:
             target=artifacts.name, precision=artifacts.precision, arithmetic=computed
         )
         return score_check(subject, cases, expected, scores, gate, tolerance, computed)
-    assert isinstance(task, Captioner | QuestionAnswerer), "the other tasks generate"
+    if not isinstance(task, Captioner | QuestionAnswerer):
+        raise TypeError(f"{subject.name}: neither generates nor matches")
     limit = bench.new_tokens()
     tokens = [ids for part in parts for ids in generated_tokens(task, part, limit)]
     return token_check(subject, cases, expected, tokens, gate, task.tokenizer)

@@ -1,6 +1,7 @@
 """What the checkpoint itself answers: HuggingFace models in torch, unpadded, as downloaded.
 
-The only module of ``verify`` that needs torch and transformers, imported when answers are not stored yet.
+The only module of ``verify`` that needs torch and transformers; it imports them when answers are
+not stored yet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from configs.schema import TaskConfig
 from verify.cases import Case
 
 BATCH = 50
-#: Cases whose best two tokens come this close are run again alone: batched arithmetic may round them apart.
+#: Cases whose best two tokens come this close are run again alone: batched arithmetic may round
+#: them apart.
 CLOSE_LOGITS = 1e-2
 
 
@@ -29,9 +31,10 @@ CLOSE_LOGITS = 1e-2
 class Answer:
     """The checkpoint's answer to one case.
 
-    ``tokens`` are the generated ids up to and including the end token, without the prompt (caption, vqa). ``margin`` is
-    the least distance between the best two logits of any step: a small one explains a divergence. ``probability`` and
-    ``similarity`` are the match probability and the contrastive cosine (itm).
+    ``tokens`` are the generated ids up to and including the end token, without the prompt (caption,
+    vqa). ``margin`` is the least distance between the best two logits of any step: a small one
+    explains a divergence. ``probability`` and ``similarity`` are the match probability and the
+    contrastive cosine (itm).
     """
 
     tokens: tuple[int, ...] = ()
@@ -133,14 +136,15 @@ class _Reference:
         try:
             self._model = model.from_pretrained(source, dtype=torch.float32, **named).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(source, **named)
-            # Named explicitly: which processor `AutoProcessor` takes depends on what else is installed.
+            # Named explicitly: which processor `AutoProcessor` takes depends on what else is
+            # installed.
             self._processor = BlipImageProcessorPil.from_pretrained(source, **named)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{config.checkpoint}: cannot load the checkpoint: {reason}") from None
 
     def answers(self, cases: Sequence[Case], new_tokens: int) -> list[Answer]:
-        """Answers in the order of ``cases``; cases of one token length share a batch, so nothing is padded."""
+        """Answers in the order of ``cases``; only equal lengths share a batch: no padding."""
         found: dict[int, Answer] = {}
         with self._torch.inference_mode():
             for chosen in self._batches(cases):

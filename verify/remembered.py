@@ -1,7 +1,7 @@
-"""Keeps every answer of a chip simulator on the disk, so that a killed verification goes on where it stopped.
+"""Keeps every answer of a chip simulator, so that a killed verification goes on where it stopped.
 
-A simulated call takes seconds on small nets and many minutes on full-size ones, and always gives the same answer:
-inputs, artifact and simulator decide it.
+A simulated call takes seconds on small nets and many minutes on full-size ones, and always gives
+the same answer: inputs, artifact and simulator decide it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class RememberedSession(Session):
     """A session whose answers are looked up before they are computed."""
 
     def __init__(self, inner: Session, folder: Path, version: str) -> None:
-        """``version`` names everything else that decides an answer: the runtime's source, the simulator's release."""
+        """``version`` names what else decides an answer: our driver, the simulator's release."""
         super().__init__(inner.manifest, inner.options)
         self._inner = inner
         self._folder = folder / artifact_key(inner.manifest, version)
@@ -55,7 +56,7 @@ class RememberedSession(Session):
     def _unload(self) -> None:
         """Nothing of its own to release."""
 
-    def _execute(self, net: Net, arrays: list[Array]) -> list[Array]:
+    def _execute(self, net: Net, arrays: list[Array]) -> list[Array]:  # noqa: ARG002
         raise AssertionError(f"{net.name}: answered by the simulator")
 
 
@@ -87,7 +88,7 @@ def _read(path: Path, net: Net) -> ArrayDict | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {spec.name: stored[spec.name] for spec in net.outputs}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there yet, or cut off: computed again
 
 

@@ -23,7 +23,8 @@ STORE_FILE = "verify-checks.jsonl"
 class Subject:
     """What one check is about.
 
-    ``variant`` tells apart checks of one artifact: OpenVINO's ``exact`` and ``fast`` modes, ``padded`` inputs.
+    ``variant`` tells apart checks of one artifact: OpenVINO's ``exact`` and ``fast`` modes,
+    ``padded`` inputs.
     """
 
     stage: Stage
@@ -33,6 +34,17 @@ class Subject:
     precision: Precision
     kind: Kind
     variant: str = ""
+
+    @property
+    def named_component(self) -> Component:
+        """The component of a component check.
+
+        Raises:
+            ValueError: a check of whole answers.
+        """
+        if self.component is None:
+            raise ValueError(f"{self.name}: covers all components")
+        return self.component
 
     @property
     def name(self) -> str:
@@ -98,7 +110,7 @@ class Check:
 
 
 class Store:
-    """Finished checks, one JSON line each, appended as they finish: a killed run goes on where it stopped.
+    """Finished checks, one JSON line each, appended as they finish: a killed run goes on there.
 
     Only passed checks count as done: a failed one runs again.
     """
@@ -141,7 +153,7 @@ class Store:
             ) from None
 
     def compact(self) -> None:
-        """Drops results that newer ones of the same subject replaced, once they outnumber the rest."""
+        """Drops replaced results once they outnumber the current ones."""
         if self._superseded:
             write_atomically(self._path, "".join(_line(check) for check in self._latest()))
             self._superseded = False

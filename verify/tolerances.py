@@ -140,7 +140,8 @@ def _covers(
 
 def _no_row(table: str, *key: str) -> ConfigError:
     return ConfigError(
-        f"{shown(TOLERANCES_FILE)}: {table}: no row applies to {', '.join(key)}; add one with its reason"
+        f"{shown(TOLERANCES_FILE)}: {table}: no row applies to {', '.join(key)}; "
+        "add one with its reason"
     )
 
 

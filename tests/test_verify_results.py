@@ -1,0 +1,199 @@
+"""Stored results: what was done is found again, what was cut off is done again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import ToolError
+from runtime.manifests import ComponentManifest, FileRecord, Net, TensorSpec
+from runtime.sessions import ArrayDict, Session, SessionOptions
+from verify.remembered import RememberedSession, forget_others
+from verify.results import Check, Store, Subject, passed, write_verdict
+
+SUBJECT = Subject(
+    "onnxruntime_vs_target", "caption", "vision_encoder", "openvino", "f16", "component", "exact"
+)
+REQUIRED = {
+    "stage",
+    "task",
+    "component",
+    "target",
+    "precision",
+    "kind",
+    "samples",
+    "metrics",
+    "tolerance",
+    "passed",
+}
+
+
+def check(key: str = "k", **changes: object) -> Check:
+    base = Check(SUBJECT, 3, {"max_abs": 0.5}, {"max_relative_error": 1.0}, key=key, seconds=0.25)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_a_passed_check_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "store.jsonl"
+    Store(path).add(check("a"))
+    again = Store(path).find("a")
+    assert again == check("a")
+    assert again is not None
+    assert again.metrics == {"max_abs": 0.5}
+    assert Store(path).find("b") is None
+
+
+def test_a_failed_check_is_not_stored(tmp_path: Path) -> None:
+    path = tmp_path / "store.jsonl"
+    store = Store(path)
+    store.add(check("a", problems=("wrong",)))
+    store.add(check("b", samples=0))
+    assert Store(path).find("a") is None
+    assert Store(path).find("b") is None
+
+
+def test_a_line_cut_off_by_a_kill_loses_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "store.jsonl"
+    store = Store(path)
+    store.add(check("a"))
+    store.add(check("b"))
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Store(path)
+    assert again.find("a") is not None
+    assert again.find("b") is None
+    again.add(check("c"))
+    assert Store(path).find("a") is not None
+    assert Store(path).find("c") is not None
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"stage": 1}', "\x00\xff", "not json"])
+def test_foreign_lines_are_ignored(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "store.jsonl"
+    path.write_text(line + "\n")
+    store = Store(path)
+    store.add(check("a"))
+    assert Store(path).find("a") is not None
+
+
+def test_replaced_results_are_dropped_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "store.jsonl"
+    store = Store(path)
+    for number in range(9):
+        store.add(check(f"key {number}"))
+    again = Store(path)
+    again.compact()
+    assert len(path.read_text().splitlines()) == 1
+    assert Store(path).find("key 8") is not None
+
+
+def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ToolError, match=r"cannot be (read|written)"):
+        Store(blocked / "store.jsonl").add(check("a"))
+
+
+def test_verdict_has_the_agreed_shape(tmp_path: Path) -> None:
+    path = tmp_path / "verify.json"
+    tokens = replace(SUBJECT, stage="tokens", component=None, kind="tokens", variant="")
+    write_verdict(path, [check(), Check(tokens, 10, {}, {})], pipeline="reference")
+    verdict = json.loads(path.read_text())
+    assert verdict["passed"] is True
+    assert verdict["pipeline"] == "reference"
+    assert len(verdict["checks"]) == 2
+    for item in verdict["checks"]:
+        assert item.keys() >= REQUIRED
+    assert verdict["checks"][1]["component"] is None
+
+
+def test_nothing_verified_is_not_passed(tmp_path: Path) -> None:
+    assert not passed([])
+    assert not passed([check(samples=0)])
+    assert not passed([check(), check(problems=("wrong",))])
+    assert passed([check()])
+    write_verdict(tmp_path / "verify.json", [check(samples=0)])
+    (item,) = json.loads((tmp_path / "verify.json").read_text())["checks"]
+    assert item["passed"] is False
+    assert item["problems"] == ["nothing was compared"]
+
+
+class Doubling(Session):
+    """Doubles its input, and counts how often it really runs."""
+
+    runs = 0
+
+    def _load(self) -> None:
+        """Nothing to load."""
+
+    def _unload(self) -> None:
+        """Nothing to release."""
+
+    def _execute(self, net: Net, arrays: list[np.ndarray]) -> list[np.ndarray]:  # noqa: ARG002
+        type(self).runs += 1
+        return [arrays[0] * 2]
+
+
+def doubling(sha256: str = "0" * 64) -> Doubling:
+    value = TensorSpec("x", "x", (1, "n"), "float32")
+    manifest = ComponentManifest(
+        path=Path("x.manifest.json"),
+        pipeline="p",
+        task="caption",
+        component="vision_encoder",
+        target="bm1688",
+        precision="f16",
+        nets=(Net("main", "x", None, (value,), (replace(value, name="y"),)),),
+        files={"missing.bmodel": FileRecord(sha256, 1)},
+        key="",
+    )
+    session = Doubling(manifest, SessionOptions(verify_digest=False))
+    session._loaded = True
+    return session
+
+
+def answer(folder: Path, feeds: ArrayDict, *, sha256: str = "0" * 64, version: str = "1") -> float:
+    session = RememberedSession(doubling(sha256), folder, version)
+    return float(session.run(feeds)["y"].sum())
+
+
+def test_simulated_answers_are_computed_once(tmp_path: Path) -> None:
+    Doubling.runs = 0
+    one = {"x": np.array([[1.0, 2.0]], dtype=np.float32)}
+    two = {"x": np.array([[1.0, 3.0]], dtype=np.float32)}
+    assert answer(tmp_path, one) == answer(tmp_path, one) == 6.0
+    assert Doubling.runs == 1
+    assert answer(tmp_path, two) == 8.0
+    assert Doubling.runs == 2
+
+
+def test_another_artifact_or_simulator_is_asked_again(tmp_path: Path) -> None:
+    Doubling.runs = 0
+    feeds = {"x": np.array([[1.0, 2.0]], dtype=np.float32)}
+    answer(tmp_path, feeds)
+    answer(tmp_path, feeds, sha256="1" * 64)
+    answer(tmp_path, feeds, version="2")
+    assert Doubling.runs == 3
+
+
+def test_a_damaged_stored_answer_is_computed_again(tmp_path: Path) -> None:
+    Doubling.runs = 0
+    feeds = {"x": np.array([[1.0, 2.0]], dtype=np.float32)}
+    answer(tmp_path, feeds)
+    (stored,) = tmp_path.rglob("*.npz")
+    stored.write_bytes(stored.read_bytes()[:40])
+    assert answer(tmp_path, feeds) == 6.0
+    assert Doubling.runs == 2
+
+
+def test_answers_of_former_artifacts_are_deleted(tmp_path: Path) -> None:
+    feeds = {"x": np.array([[1.0, 2.0]], dtype=np.float32)}
+    answer(tmp_path, feeds)
+    answer(tmp_path, feeds, version="2")
+    kept, _ = sorted(path.name for path in tmp_path.iterdir())
+    forget_others(tmp_path, {kept})
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+    forget_others(tmp_path / "absent", set())
