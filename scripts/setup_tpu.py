@@ -95,7 +95,10 @@ def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> N
     from configs.console import steps
 
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    with LOG.open("a", buffering=1) as log, steps("set-up of TPU-MLIR", max(expected_packages, 1)) as progress:
+    with (
+        LOG.open("a", buffering=1) as log,
+        steps("set-up of TPU-MLIR", max(expected_packages, 1)) as progress,
+    ):
         progress.start(title)
         print("$", *command, file=log, flush=True)
         process = subprocess.Popen(
