@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -12,6 +14,11 @@ from configs.command import exit_codes, select
 from configs.errors import ConfigError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Ends like Ctrl-C: vendor tools run in sessions of their own and must be ended with us."""
+    raise KeyboardInterrupt
 
 
 @app.command()
@@ -27,6 +34,7 @@ def main(
     force: Annotated[bool, typer.Option(help="build even what is unchanged")] = False,
 ) -> None:
     """Compile exported graphs to OpenVINO IR and SOPHON BModels."""
+    signal.signal(signal.SIGTERM, _interrupt)
     if backend not in (None, "openvino", "sophon"):
         raise ConfigError(f"--backend {backend}: unknown; choose from: openvino, sophon")
     selection = select(config, task=task, component=component, target=target, precision=precision)

@@ -21,7 +21,7 @@ from compile.bmodel_steps import (
 )
 from compile.rewrites import check_names
 from compile.shapes import net_names
-from compile.vendor_process import MemoryBudget, shell_line
+from compile.vendor_process import MemoryBudget, VendorTools, shell_line
 from configs.build import tool_versions
 from configs.errors import ToolError
 from configs.manifest import Estimate, HostLookup, Net
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class SophonBackend:
     """Builds BModels; steps that several chips share are kept in the pipeline's work folder."""
 
-    def __init__(self, budget: MemoryBudget) -> None:
-        self._steps = Steps(budget)
+    def __init__(self, budget: MemoryBudget, tools: VendorTools) -> None:
+        self._steps = Steps(budget, tools)
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""

@@ -12,7 +12,7 @@ from compile import tpu_mlir
 from compile.backend import Job, Source
 from compile.bmodel_info import BModelInfo, fusions, latency_estimate_ms, parse_info
 from compile.shapes import NetShape, net_names, net_shapes
-from compile.vendor_process import MemoryBudget, run_tool
+from compile.vendor_process import MemoryBudget, VendorTools
 from compile.work_cache import cached, cached_path
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
@@ -137,8 +137,9 @@ class Deployed:
 class Steps:
     """Runs the steps, each within its share of the memory budget."""
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, tools: VendorTools) -> None:
         self._budget = budget
+        self._tools = tools
 
     def prepare(self, graph: Graph) -> tuple[Path, Prepared]:
         """Rewritten graphs with fixed shapes, one per net; made once for all chips."""
@@ -165,7 +166,7 @@ class Steps:
         def make(folder: Path) -> None:
             log.unlink(missing_ok=True)
             with self._budget.hold(_memory(_TRANSFORM_MEMORY, weights_bytes)):
-                run_tool(argv, folder, log)
+                self._tools.run(argv, folder, log)
             _require(folder, wanted, argv, log)
             for path in folder.iterdir():
                 if path.name not in wanted:
@@ -184,7 +185,7 @@ class Steps:
         log.unlink(missing_ok=True)
         argv = deploy_argv(job, net)
         with self._budget.hold(_memory(_DEPLOY_MEMORY[job.precision], weights_bytes)):
-            run_tool(argv, folder, log)
+            self._tools.run(argv, folder, log)
         _require(folder, (f"{name}.bmodel",), argv, log)
         profile = job.target.estimate_file
         return Deployed(
@@ -200,7 +201,7 @@ class Steps:
             file = bmodel_file(job)
             log = _log(job, "combine")
             log.unlink(missing_ok=True)
-            run_tool(combine_argv(job), deploy_folder(job), log)
+            self._tools.run(combine_argv(job), deploy_folder(job), log)
             _require(deploy_folder(job), (file,), combine_argv(job), log)
             shutil.move(deploy_folder(job) / file, folder / file)
             return {one.net: file for one in deployed}
@@ -215,7 +216,7 @@ class Steps:
         """What the finished file says of itself."""
         log = _log(job, f"{bmodel.stem.removeprefix(job.location.stem).strip('_') or 'file'}_info")
         log.unlink(missing_ok=True)
-        run_tool(tpu_mlir.info(bmodel.name), bmodel.parent, log)
+        self._tools.run(tpu_mlir.info(bmodel.name), bmodel.parent, log)
         return parse_info(log.read_text(encoding="utf-8", errors="replace"), bmodel)
 
 

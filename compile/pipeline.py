@@ -12,7 +12,7 @@ from pathlib import Path
 from compile.backend import Backend, Job, Source, read_source
 from compile.bmodel import SophonBackend
 from compile.openvino_ir import OpenVinoBackend
-from compile.vendor_process import MemoryBudget, stop_all
+from compile.vendor_process import MemoryBudget, VendorTools
 from configs.build import Built, build_component
 from configs.command import Selection
 from configs.console import Steps, messages, output, steps
@@ -37,14 +37,14 @@ def jobs(selection: Selection, backend: str | None = None) -> list[Job]:
     ]
 
 
-def backends(budget: MemoryBudget) -> dict[str, Backend]:
+def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend]:
     """One object per backend name in ``configs/targets``."""
-    return {"openvino": OpenVinoBackend(), "sophon": SophonBackend(budget)}
+    return {"openvino": OpenVinoBackend(), "sophon": SophonBackend(budget, tools)}
 
 
 def show_plan(selected: Iterable[Job]) -> None:
     """Prints every command of a build on standard output; runs nothing and writes nothing."""
-    offered = backends(MemoryBudget(BUDGET_BYTES))
+    offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
     seen: set[str] = set()
     for job in selected:
         exported = job.layout.onnx(job.task, job.component).manifest.is_file()
@@ -74,7 +74,8 @@ def run(selected: list[Job], *, force: bool = False) -> None:
     """
     started = time.perf_counter()
     budget = MemoryBudget(BUDGET_BYTES)
-    offered = backends(budget)
+    tools = VendorTools()
+    offered = backends(budget, tools)
     sources: dict[tuple[str, str], Source] = {}
     prepared = []
     for job in selected:
@@ -92,7 +93,7 @@ def run(selected: list[Job], *, force: bool = False) -> None:
             # The failure (or Ctrl-C) is the answer; nothing else may keep the user waiting.
             for future in futures:
                 future.cancel()
-            stop_all()
+            tools.stop()
             raise
     built = [future.result() for future in futures]
     reused = sum(one.reused for one in built)

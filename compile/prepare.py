@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from compile.backend import Source
@@ -83,8 +84,7 @@ def prepare(
     plain = folder / _PLAIN
     try:
         externalise(source.onnx, plain, _WEIGHTS)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        # protobuf's DecodeError is a ValueError
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise InputError(
             f"{source.onnx}: not a readable ONNX file ({error}); run: make export FORCE=1"
         ) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs.errors import ToolError
 from configs.layout import TPU_ENVIRONMENT
+from configs.load import shown
 from configs.schema import Precision
 
 #: Tools as installed in the environment's ``bin`` folder.
@@ -63,25 +64,25 @@ def info(bmodel: str) -> Argv:
     return (MODEL_TOOL, "--info", bmodel)
 
 
-def version(environment: Path = TPU_ENVIRONMENT) -> str:
+def version() -> str:
     """Version of the installed TPU-MLIR, read without starting it.
 
     Raises:
         ToolError: the environment or the package is missing.
     """
-    for packages in sorted(environment.glob("lib/python3*/site-packages")):
+    for packages in sorted(TPU_ENVIRONMENT.glob("lib/python3*/site-packages")):
         for found in metadata.distributions(name="tpu_mlir", path=[str(packages)]):
             return found.version
-    raise ToolError(f"{environment}: TPU-MLIR is not installed; run: make setup-tpu")
+    raise ToolError(f"{shown(TPU_ENVIRONMENT)}: TPU-MLIR is not installed; run: make setup-tpu")
 
 
-def tool(name: str, environment: Path = TPU_ENVIRONMENT) -> Path:
+def tool(name: str) -> Path:
     """Path of a vendor tool.
 
     Raises:
         ToolError: the environment or the tool is missing.
     """
-    path = environment / "bin" / name
+    path = TPU_ENVIRONMENT / "bin" / name
     if not path.is_file():
-        raise ToolError(f"{path}: vendor tool not found; run: make setup-tpu")
+        raise ToolError(f"{shown(path)}: vendor tool not found; run: make setup-tpu")
     return path

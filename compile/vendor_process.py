@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from compile.tpu_mlir import tool
 from configs.errors import ToolError
@@ -22,15 +23,12 @@ from configs.load import shown
 TIMEOUT_S = 1800.0
 #: Lines of a log that explain a failure.
 _TELLING = re.compile(
-    r"error|not support|unreachable|assert|fail|what\(\)|no space|killed|GLIBC|traceback", re.I
+    r"error|not support|unreachable|assert|fail|what\(\)|no space|killed|fatal|broken|GLIBC", re.I
 )
 _SHOWN_LINES = 8
 _LONGEST_LINE = 300
 #: Variables that would make another Python or other libraries leak into the vendor's environment.
 _FOREIGN = re.compile(r"^(PYTHON|LD_|VIRTUAL_ENV|CONDA|TPUC_|PPL_)")
-
-_running: set[subprocess.Popen[bytes]] = set()
-_guard = threading.Lock()
 
 
 class MemoryBudget:
@@ -79,56 +77,74 @@ def telling_lines(log: Path) -> list[str]:
     with log.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             text = line.strip()[:_LONGEST_LINE]
-            if text:
+            # Our own first line repeats the command, which the message shows anyway.
+            if text and not text.startswith("$ "):
                 last.append(text)
                 if _TELLING.search(text):
                     telling.append(text)
     return list(telling or last)
 
 
-def run_tool(argv: Sequence[str], folder: Path, log: Path, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Runs one vendor tool in ``folder``, appending what it prints to ``log``.
+class VendorTools:
+    """Starts vendor tools, and ends those that still run when a build is given up."""
 
-    Raises:
-        ToolError: the tool is missing, failed, or ran too long; with the command, its exit code,
-            the lines that matter and the log's path.
-    """
-    program = tool(argv[0])
-    line = shell_line(argv, folder)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        stream.write(f"$ {line}\n".encode())
-        stream.flush()
-        process = subprocess.Popen(
-            [str(program), *argv[1:]],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=clean_environment(),
-            start_new_session=True,
-        )
-        with _guard:
-            _running.add(process)
-        try:
-            code = process.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            raise ToolError(
-                _failure(argv, line, f"did not finish in {timeout_s:g} s", log)
-            ) from None
-        finally:
-            _kill(process)
-            with _guard:
-                _running.discard(process)
-    if code != 0:
-        raise ToolError(_failure(argv, line, _outcome(code), log))
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._guard = threading.Lock()
+        self._stopped = False
 
+    def run(
+        self, argv: Sequence[str], folder: Path, log: Path, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Runs one tool in ``folder``, appending what it prints to ``log``.
 
-def stop_all() -> None:
-    """Ends every vendor process that this process started and that still runs."""
-    with _guard:
-        for process in _running:
-            _kill(process)
+        Raises:
+            ToolError: the tool is missing, failed, or ran too long; with the command, its exit
+                code, the lines that matter and the log's path. Or the build was given up.
+        """
+        line = shell_line(argv, folder)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            stream.write(f"$ {line}\n".encode())
+            stream.flush()
+            process = self._start([str(tool(argv[0])), *argv[1:]], folder, stream)
+            try:
+                code = process.wait(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                outcome = f"did not finish in {timeout_s:g} s"
+                raise ToolError(_failure(argv, line, outcome, log)) from None
+            finally:
+                _kill(process)
+                with self._guard:
+                    self._running.discard(process)
+        if code != 0:
+            raise ToolError(_failure(argv, line, _outcome(code), log))
+
+    def stop(self) -> None:
+        """Ends every tool that runs, and lets none start any more."""
+        with self._guard:
+            self._stopped = True
+            for process in self._running:
+                _kill(process)
+
+    def _start(
+        self, command: list[str], folder: Path, stream: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        with self._guard:
+            if self._stopped:
+                raise ToolError("given up: another step failed or the run was interrupted")
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(),
+                # A session of its own: the tools' own children are ended with them.
+                start_new_session=True,
+            )
+            self._running.add(process)
+            return process
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -41,12 +41,13 @@ def rewrite(model: onnx.ModelProto, folder: Path) -> Rewritten:
         renamed[node.output[0]] = lookup.input
         _add_input(model, graph_inputs[indices], lookup)
     replace_nodes(model, kept)
+    # A Cast of the indices that only served a lookup is dead now.
+    remove_unused(model)
     for indices in dict.fromkeys(lookup.indices for lookup in lookups):
         first = next(lookup.input for lookup in lookups if lookup.indices == indices)
         _shape_from_rows(model, indices, first, len(_dimensions(graph_inputs[indices])))
         if not uses(model)[indices]:
             model.graph.input.remove(graph_inputs[indices])
-    remove_unused(model)
     return Rewritten(len(lookups), tuple(lookups))
 
 
