@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,14 +12,14 @@ from configs.layout import REPOSITORY_ROOT, Layout
 from configs.manifest import file_sha256, key_of
 from configs.schema import Component, PipelineConfig, Precision, Task
 from runtime.artifacts import Artifacts
-from runtime.manifests import component_manifests, read_task_manifest
+from runtime.manifests import ComponentManifest, component_manifests, read_task_manifest
 from runtime.sessions import SIMULATOR, Session, SessionOptions, open_session
 from runtime.task import Task as RuntimeTask
 from runtime.tasks import TASKS
-from verify.artifacts import TargetArtifacts, TaskArtifacts, runtime_failures
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, runtime_failures
 from verify.cases import Case, generation_cases, new_tokens
 from verify.inputs import Graphs, Sample, SampleSource
-from verify.padding import padded_pairs
+from verify.padding import padded_nets, padded_pairs
 from verify.reference_model import Answer, reference_answers
 from verify.remembered import RememberedSession, artifact_key, forget_others
 
@@ -66,9 +67,23 @@ class TaskBench:
 
     def samples(self, artifacts: TargetArtifacts, component: Component) -> list[Sample]:
         """Samples of one component for a target: of its fixed lengths, or without padding."""
-        fixed = artifacts.simulated
-        name = artifacts.name if fixed else ""
-        nets = artifacts.components if fixed else self.artifacts.onnx.components
+        if not artifacts.simulated:
+            return self._source(ONNX, self.artifacts.onnx.components, few=False).samples(component)
+        return self._source(artifacts.name, artifacts.components, few=True).samples(component)
+
+    def padded_pairs(self, component: Component) -> list[tuple[Sample, Sample]]:
+        """(bare, padded) samples of the exported graph, padded to the lengths of chips."""
+        nets = self.artifacts.onnx.components
+        bare = self._source(ONNX, nets, few=False)
+        padded = self._source("padded", padded_nets(self.graphs.manifest, nets), few=False)
+        with runtime_failures():
+            return padded_pairs(
+                self.graphs.sessions[component], bare.samples(component), padded.samples(component)
+            )
+
+    def _source(
+        self, name: str, nets: Mapping[Component, ComponentManifest], *, few: bool
+    ) -> SampleSource:
         if name not in self._samples:
             verify = self.pipeline.verify
             self._samples[name] = SampleSource(
@@ -77,21 +92,9 @@ class TaskBench:
                 scenes=verify.component_scenes,
                 seed=verify.seed,
                 past_tokens=self.artifacts.manifest.shapes.past_tokens,
-                few=fixed,
+                few=few,
             )
-        with runtime_failures():
-            return self._samples[name].samples(component)
-
-    def padded_pairs(self, component: Component) -> list[tuple[Sample, Sample]]:
-        """(bare, padded) samples of the exported graph, padded to the lengths of chips."""
-        with runtime_failures():
-            return padded_pairs(
-                self.graphs,
-                self.artifacts.onnx.components,
-                component,
-                scenes=self.pipeline.verify.component_scenes,
-                seed=self.pipeline.verify.seed,
-            )
+        return self._samples[name]
 
     def session(self, artifacts: TargetArtifacts, component: Component, mode: str = "") -> Session:
         """The session that users get for this artifact; simulated answers are kept on the disk."""
@@ -140,12 +143,14 @@ class TaskBench:
         for key in [k for k in self._opened if k.target == artifacts.name]:
             for session in self._opened.pop(key).values():
                 session.close()
-        self._samples.pop(artifacts.name, None)
+        if artifacts.name != ONNX:
+            self._samples.pop(artifacts.name, None)
 
     def close(self) -> None:
         """Closes everything."""
         for artifacts in (self.artifacts.onnx, *self.artifacts.targets):
             self.release(artifacts)
+        self._samples = {}
         if self._graphs is not None:
             self._graphs.close()
             self._graphs = None

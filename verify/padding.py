@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from configs.schema import Component
-from runtime.manifests import ComponentManifest, Net, StaticShapes, TensorSpec
-from verify.inputs import STALE, Graphs, Sample, SampleSource
+from runtime.manifests import ComponentManifest, Net, StaticShapes, TaskManifest, TensorSpec
+from runtime.sessions import Session
+from verify.inputs import STALE, Sample
+
+
+def padded_nets(
+    manifest: TaskManifest, nets: Mapping[Component, ComponentManifest]
+) -> dict[Component, ComponentManifest]:
+    """The exported graphs' manifests as if compiled for the fixed lengths that chips get."""
+    shapes = manifest.shapes
+    vqa = manifest.task == "vqa"
+    encoder_tokens = shapes.text_tokens if vqa else manifest.dimensions.image_tokens
+    return {name: fixed_lengths(net, shapes, encoder_tokens) for name, net in nets.items()}
 
 
 def padded_pairs(
-    graphs: Graphs,
-    nets: Mapping[Component, ComponentManifest],
-    component: Component,
-    *,
-    scenes: int,
-    seed: int,
+    session: Session, bare: Iterable[Sample], padded: Iterable[Sample]
 ) -> list[tuple[Sample, Sample]]:
-    """(bare, padded) samples of one component, both answered under onnxruntime.
+    """(bare, padded) samples of the same cases, both answered by ``session``.
 
-    The padded ones have the lengths that chips get, and also stale rows in unused cache slots.
+    The padded ones include calls with stale rows in unused cache slots, answered here.
     """
-    shapes = graphs.manifest.shapes
-    encoder_tokens = (
-        shapes.text_tokens
-        if graphs.manifest.task == "vqa"
-        else graphs.manifest.dimensions.image_tokens
-    )
-    fixed = {name: fixed_lengths(net, shapes, encoder_tokens) for name, net in nets.items()}
-    bare, padded = (
-        SampleSource(
-            graphs, chosen, scenes=scenes, seed=seed, past_tokens=shapes.past_tokens, few=False
-        ).samples(component)
-        for chosen in (nets, fixed)
-    )
     bare_by_name = {sample.name: sample for sample in bare}
     pairs = []
     for sample in padded:
         reference = bare_by_name.get(sample.name.removesuffix(STALE))
         if reference is not None:
-            answered = graphs.sessions[component].run(sample.feeds)
-            pairs.append((reference, replace(sample, expected=answered)))
+            pairs.append((reference, replace(sample, expected=session.run(sample.feeds))))
     return pairs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from runtime.answering import QuestionAnswerer
 from runtime.captioning import Captioner
 from runtime.matching import Matcher
 from verify.answers import generated_tokens, match_scores, score_check, token_check
-from verify.artifacts import TargetArtifacts, digest, find_artifacts
+from verify.artifacts import ONNX, TargetArtifacts, digest, find_artifacts
 from verify.bench import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.checkpoint import check_checkpoint
 from verify.components import (
@@ -115,23 +115,26 @@ def failure(result: Verification) -> ParityError | None:
 def _run(
     todo: list[Planned], selection: Selection, config: Path
 ) -> Iterator[tuple[Planned, Check]]:
-    benches = {item.task.task: TaskBench(item.task, selection.pipeline) for item in todo}
-    with ExitStack() as stack, steps("verify", len(todo)) as progress:
-        for bench in benches.values():
-            stack.callback(bench.close)
-        by_artifacts = groupby(todo, lambda item: (item.task.task, item.artifacts.name))
-        for (task, _), group in by_artifacts:
-            artifacts = None
-            for item in group:
-                artifacts = item.artifacts
-                progress.start(item.subject.name)
-                started = time.perf_counter()
-                check = _one(item, benches[task], config, progress)
-                seconds = round(time.perf_counter() - started, 3)
-                yield item, replace(check, key=item.key, seconds=seconds)
-                progress.done(None if check.passed else f"[red]failed[/] {item.subject.name}")
-            if artifacts is not None:
-                benches[task].release(artifacts)
+    with steps("verify", len(todo)) as progress:
+        for _, of_task in groupby(todo, lambda item: item.task.task):
+            items = list(of_task)
+            with closing(TaskBench(items[0].task, selection.pipeline)) as bench:
+                for _, grouped in groupby(items, _loaded_together):
+                    group = list(grouped)
+                    for item in group:
+                        progress.start(item.subject.name)
+                        started = time.perf_counter()
+                        check = _one(item, bench, config, progress)
+                        seconds = round(time.perf_counter() - started, 3)
+                        yield item, replace(check, key=item.key, seconds=seconds)
+                        progress.done(
+                            None if check.passed else f"[red]failed[/] {item.subject.name}"
+                        )
+                    bench.release(group[0].artifacts)
+
+
+def _loaded_together(item: Planned) -> tuple[int, str]:
+    return id(item.artifacts), item.subject.variant if item.artifacts.name != ONNX else ""
 
 
 def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Check:

@@ -57,17 +57,14 @@ def make_plan(
     """
     checks: list[Planned] = []
     not_simulated: list[str] = []
+    # Task by task: one task's nets are all that has to fit into memory.
     for task in tasks:
         checks += _onnx_checks(selection, task, config)
-    for target, precision in selection.targets:
-        for task in tasks:
-            (artifacts,) = [
-                a for a in task.targets if (a.name, a.precision) == (target.name, precision)
-            ]
+        for artifacts in task.targets:
             if artifacts.simulated and not (full or _simulated_by_default(selection, artifacts)):
-                not_simulated.append(f"{task.task} {target.name} {precision}")
-                continue
-            checks += _target_checks(selection, task, artifacts, config)
+                not_simulated.append(f"{task.task} {artifacts.name} {artifacts.precision}")
+            else:
+                checks += _target_checks(selection, task, artifacts, config)
     return Plan(tuple(checks), tuple(not_simulated))
 
 
