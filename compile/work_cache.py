@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from configs.build import artifact_lock, files_match, staging
 from configs.manifest import FileRecord, file_record, key_of
 
 _CONTENTS = "contents.json"
+#: A folder that no run has used for this long is removed when another of its name is made. Another
+#: run may just be at work with the previous one, so being out of date is not enough.
+_KEPT_S = 3600.0
 
 
 def cached_path(work: Path, name: str, key_inputs: dict[str, Any]) -> Path:
@@ -23,11 +28,12 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
     """The folder of an intermediate, made now unless it is there complete.
 
     A folder gets its final name by a rename when everything in it is written, so a killed run
-    leaves none. Folders of the same name made from other inputs are removed.
+    leaves none. Long unused folders of the same name, made from other inputs, are removed.
     """
     path = cached_path(work, name, key_inputs)
     with artifact_lock(work, name):
         if _complete(path):
+            os.utime(path / _CONTENTS)
             return path
         with staging(work, name) as temporary:
             make(temporary)
@@ -37,11 +43,16 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
                 if file.is_file()
             }
             (temporary / _CONTENTS).write_text(json.dumps(records, indent=1))
-            for stale in work.glob(f"{name}.*"):
-                if stale.is_dir():
-                    shutil.rmtree(stale)
+            _remove_unused(work, name)
+            shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
     return path
+
+
+def _remove_unused(work: Path, name: str) -> None:
+    for contents in work.glob(f"{name}.*/{_CONTENTS}"):
+        if time.time() - contents.stat().st_mtime > _KEPT_S:
+            shutil.rmtree(contents.parent, ignore_errors=True)
 
 
 def _complete(path: Path) -> bool:

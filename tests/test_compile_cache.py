@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from compile import bmodel, bmodel_steps, openvino_ir, tpu_mlir
 from compile import pipeline as pipeline_module
 from compile.backend import Job
 from compile.vendor_process import MemoryBudget, VendorTools
+from compile.work_cache import cached
 from configs.manifest import key_of
 from tests.compile_private import ROOT, PrivatePipeline, private_pipeline
 
@@ -155,6 +158,18 @@ def test_unchanged_artifacts_are_reused_and_damaged_ones_rebuilt(
     assert (
         "1 built" in smallest.run("--component", SMALLEST, "--target", "openvino", "--force").stderr
     )
+
+
+def test_only_long_unused_intermediates_are_removed(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "content").write_text("made")
+
+    old = cached(tmp_path, "net", {"version": 1}, make)
+    used = cached(tmp_path, "net", {"version": 2}, make)
+    two_hours_ago = time.time() - 7200
+    os.utime(old / "contents.json", (two_hours_ago, two_hours_ago))
+    new = cached(tmp_path, "net", {"version": 3}, make)
+    assert [path.exists() for path in (old, used, new)] == [False, True, True]
 
 
 def test_damaged_intermediates_are_made_anew(smallest: PrivatePipeline) -> None:
