@@ -110,7 +110,8 @@ class DeviceRun(DecoderRun):
         for name in self._past:
             spec = self._step.input(name)
             assert spec is not None  # noqa: S101 - _check_dtypes has looked
-            tensors[name] = self._session.new_tensor(self._step, spec)
+            # A masked slot must not hold a NaN: zero times NaN is NaN.
+            tensors[name] = self._session.new_tensor(self._step, spec, zeroed=True)
         return _Row(tensors)
 
     def _select(self, parents: List[int]) -> None:

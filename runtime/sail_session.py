@@ -89,14 +89,15 @@ class SailSession(Session):
             raise BackendError(f"{self.manifest.path}: dtype {spec.dtype} is unknown to sail")
         return getattr(self._sail.Dtype, name)
 
-    def new_tensor(self, net: Net, spec: TensorSpec) -> Any:
-        """A zeroed ``sail.Tensor`` in device memory for an input or output."""
+    def new_tensor(self, net: Net, spec: TensorSpec, *, zeroed: bool = False) -> Any:
+        """A ``sail.Tensor`` in device memory for an input or output."""
         handle = self._engines[net.file].get_handle()
         shape = [int(axis) for axis in spec.shape]
         try:
             # Without system memory, update_data and asnumpy copy from and to the device themselves.
             tensor = self._sail.Tensor(handle, shape, self._dtype(spec), False, True)
-            tensor.zeros()
+            if zeroed:
+                self.write(tensor, np.zeros(shape, dtype=np.float32), spec)
         except Exception as error:
             raise self._failed(f"no device memory for '{spec.name}' {shape}", error) from None
         return tensor

@@ -1,0 +1,141 @@
+"""The session for boards, through a stand-in for sophon-sail that runs BModels on the simulator."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.scenes import draw, questions, scenes
+from runtime.errors import BackendError
+from runtime.tasks import Captioner, Matcher, QuestionAnswerer
+
+STAND_IN = Path(__file__).resolve().parent / "stand_in"
+SCENES = list(scenes(3, "heldout"))
+IMAGES = [draw(scene) for scene in SCENES]
+
+
+@pytest.fixture
+def sail(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    import sophon.sail as module
+
+    yield module
+    for name in ("sophon.sail", "sophon"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("sail")
+@pytest.mark.parametrize("target", ["bm1684x", "bm1684", "bm1688"])
+def test_captions_equal_those_of_the_simulator(reference_artifacts: Path, target: str):
+    board = Captioner.from_artifacts(reference_artifacts, target=target, device="0")
+    simulator = Captioner.from_artifacts(reference_artifacts, target=target, device="simulator")
+    prompts = [None, "a picture of", "a"]
+    with board, simulator:
+        assert board.batch(IMAGES, prompts) == simulator.batch(IMAGES, prompts)
+
+
+@pytest.mark.usefixtures("sail")
+def test_beams_take_caches_over_or_copy_them(reference_artifacts: Path):
+    arguments = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}
+    board = Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="0")
+    simulator = Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="simulator")
+    with board, simulator:
+        found = board.batch(IMAGES[:2], **arguments)
+        expected = simulator.batch(IMAGES[:2], **arguments)
+    assert [item.token_ids for item in found] == [item.token_ids for item in expected]
+    assert [item.alternatives for item in found] == [item.alternatives for item in expected]
+
+
+@pytest.mark.usefixtures("sail")
+def test_answers_and_matches(reference_artifacts: Path):
+    asked = [[item.question for item in questions(scene)][:2] for scene in SCENES]
+    texts = ["two blue rings", "a red circle", "a large star"]
+    for target in ("bm1684x", "bm1684"):
+        with (
+            QuestionAnswerer.from_artifacts(
+                reference_artifacts, target=target, device="0"
+            ) as board,
+            QuestionAnswerer.from_artifacts(
+                reference_artifacts, target=target, device="simulator"
+            ) as simulator,
+        ):
+            assert board.batch(IMAGES, asked) == simulator.batch(IMAGES, asked)
+    with (
+        Matcher.from_artifacts(reference_artifacts, target="bm1684x", device="0") as matcher,
+        Matcher.from_artifacts(
+            reference_artifacts, target="bm1684x", device="simulator"
+        ) as reference,
+    ):
+        assert matcher.batch(IMAGES, texts) == reference.batch(IMAGES, texts)
+
+
+def test_a_token_moves_ids_mask_and_logits_only(reference_artifacts: Path, sail):
+    with Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="0") as captioner:
+        crossed = []
+
+        def on_token(_row: int, _token: int) -> None:
+            crossed.append((sail.BUS.to_device, sail.BUS.from_device))
+
+        captioner.batch(IMAGES[:1], on_token=on_token)
+        manifest = captioner.manifest
+    sent = {later[0] - earlier[0] for earlier, later in itertools.pairwise(crossed)}
+    read = {later[1] - earlier[1] for earlier, later in itertools.pairwise(crossed)}
+    slots = manifest.shapes.past_tokens
+    assert sent == {4 + 4 + 4 * (slots + 1)}, "id, position, mask"
+    assert read == {4 * manifest.text.vocabulary_size}, "logits"
+
+
+@pytest.mark.usefixtures("sail")
+def test_a_board_is_chosen_when_the_driver_is_there(reference_artifacts: Path):
+    with Captioner.from_artifacts(reference_artifacts, target="bm1684x") as captioner:
+        assert captioner.session("text_decoder").options.device == "0"
+
+
+@pytest.mark.usefixtures("sail")
+def test_an_unknown_device_is_refused(reference_artifacts: Path):
+    with (
+        Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="7") as captioner,
+        pytest.raises(BackendError, match="device 7"),
+    ):
+        captioner.batch(IMAGES[:1])
+
+
+def test_without_the_driver_the_message_says_what_to_do(reference_artifacts: Path):
+    with (
+        Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="0") as captioner,
+        pytest.raises(BackendError, match="simulator"),
+    ):
+        captioner.batch(IMAGES[:1])
+
+
+class TestTraps:
+    """The stand-in refuses and garbles what the real library does."""
+
+    def tensor(self, sail, dtype):
+        return sail.Tensor(sail.Handle(0), [2, 2], dtype, False, True)
+
+    def test_half_precision_wants_bits(self, sail):
+        values = np.array([[1, 2], [3, 4]], dtype=np.float16)
+        tensor = self.tensor(sail, sail.Dtype.BM_FLOAT16)
+        with pytest.raises(sail.SailTensorError, match="Wrong dtype"):
+            tensor.update_data(values)
+        tensor.update_data(values.view(np.uint16))
+        assert tensor.asnumpy().dtype == np.uint16
+        assert (tensor.asnumpy().view(np.float16) == values).all()
+
+    def test_int64_becomes_float_and_is_refused(self, sail):
+        with pytest.raises(sail.SailTensorError, match="Wrong dtype"):
+            self.tensor(sail, sail.Dtype.BM_INT32).update_data(np.ones((2, 2), dtype=np.int64))
+
+    def test_numpy_calls_need_system_memory(self, sail, reference_artifacts: Path):
+        folder = reference_artifacts / "caption" / "BM1684X"
+        path = next(folder.glob("*cross_key_values*.bmodel"))
+        engine = sail.Engine(str(path), 0, sail.IOMode.DEVIO)
+        graph = engine.get_graph_names()[0]
+        name = engine.get_input_names(graph)[0]
+        with pytest.raises(sail.SailEngineError, match="bad input"):
+            engine.process(graph, {name: np.zeros((1, 65, 128), dtype=np.float32)})
