@@ -198,7 +198,7 @@ def read_manifest(model: type[AnyManifest], path: Path) -> AnyManifest:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no manifest; build the artifact first") from None
     try:
         version = json.loads(text).get("schema_version")

@@ -126,15 +126,18 @@ def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> 
         ParityError: a wrapper that does not compute what the checkpoint computes.
         ToolError: the exporter failed or the disk is full.
     """
-    from export.processor import load_processor
+    from export.processor import load_processor, text_settings
     from export.settings import check_shapes, read_settings
 
     pending = [item for item in plans if item.work]
     loaded = []
     for item in pending:
+        config = selection.pipeline.tasks[item.task]
         settings = read_settings(item.files)
-        check_shapes(settings, selection.pipeline.tasks[item.task].shapes)
-        loaded.append(_Loaded(item.files, settings, load_processor(item.files, settings)))
+        check_shapes(settings, config.shapes)
+        processor = load_processor(item.files, settings)
+        text_settings(processor, settings, config)
+        loaded.append(_Loaded(item.files, settings, processor))
     with steps("export", sum(item.work for item in pending)) as progress:
         while pending:
             # Popped, so that one task's model is freed before the next is loaded.
@@ -145,10 +148,6 @@ def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> 
 def _run_task(
     pipeline: PipelineConfig, plan: TaskPlan, loaded: _Loaded, progress: Steps, *, force: bool
 ) -> None:
-    if not plan.task_item.reusable:
-        progress.start(f"{plan.task} processor")
-        build_task(pipeline, plan.task_item, plan.files, loaded.settings, loaded.processor)
-        progress.done()
     for item in plan.items:
         if item.reusable:
             restamp(item.location, plan.files.identity)
@@ -156,6 +155,11 @@ def _run_task(
         progress.start(f"{plan.task} {item.component}")
         line = _build(pipeline, item, plan.files, loaded, force=force)
         progress.done(line)
+    # Last, so that a checkpoint whose weights turn out to be bad leaves nothing behind.
+    if not plan.task_item.reusable:
+        progress.start(f"{plan.task} processor")
+        build_task(pipeline, plan.task_item, plan.files, loaded.settings, loaded.processor)
+        progress.done()
 
 
 def _build(

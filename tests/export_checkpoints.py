@@ -92,7 +92,7 @@ def save_processor(folder: Path, sizes: Sizes) -> None:
     tokenizer = BertTokenizerFast(
         vocab={piece: index for index, piece in enumerate(pieces())},
         do_lower_case=True,
-        bos_token="[DEC]",
+        bos_token="[DEC]",  # noqa: S106 - a token of text
         additional_special_tokens=["[ENC]"],
     )
     tokenizer.save_pretrained(folder)
