@@ -6,7 +6,7 @@ attention kernel that answers wrongly in bf16 (docs/adr/0003-compile-rewrites.md
 
 from __future__ import annotations
 
-import warnings
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Numbers of bytes that are no weights: shapes, indices, scalars.
 _SLACK_BYTES = 65_536
 _BYTES_PER_WEIGHT = {"f16": 2, "f32": 4}
+#: Two threads that use the binding for the first time wait for each other forever: one holds its
+#: one-time initialisation, the other Python's global lock.
+_one_at_a_time = threading.Lock()
 
 
 class OpenVinoBackend:
@@ -48,14 +51,17 @@ class OpenVinoBackend:
 
     def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
         """Converts, saves, reads back and checks names, shapes and size."""
+        with _one_at_a_time:
+            return self._build(job, source, folder)
+
+    def _build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
         # Here, not above: an unchanged run must not wait for OpenVINO to load.
         import openvino
 
         xml = folder / f"{job.location.stem}.xml"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = openvino.convert_model(source.onnx)
+            # Not convert_model: it reports every call to a server and gives the same IR.
+            model = openvino.Core().read_model(source.onnx)
         except Exception as error:
             # OpenVINO raises bare RuntimeError and its own frontend errors.
             reason = " ".join(str(error).split())[:300]
