@@ -37,7 +37,14 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     if backend not in (None, "openvino", "sophon"):
         raise ConfigError(f"--backend {backend}: unknown; choose from: openvino, sophon")
-    selection = select(config, task=task, component=component, target=target, precision=precision)
+    selection = select(
+        config,
+        task=task,
+        component=component,
+        target=target,
+        precision=precision,
+        backend=backend,
+    )
     selected = jobs(selection, backend)
     if dry_run:
         show_plan(selected)

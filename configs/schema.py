@@ -136,8 +136,6 @@ class TargetConfig(Strict):
     rewrites: tuple[str, ...] = ()
     #: whether nets of one component go into one file with shared weights (sophon)
     combine_nets: bool = False
-    #: simulator processes that may be alive at once (sophon)
-    simulator_processes: PositiveInt = 1
     #: where the compiler leaves its latency estimate, or null where it leaves none (sophon)
     estimate_file: str | None = None
     #: vendor guidance for the NPU heap (sophon SoC), in MiB
