@@ -86,7 +86,7 @@ def _task_folders(folder: Path) -> List[Path]:
 
 
 def _size_bytes(item: ComponentManifest) -> int:
-    return sum(record.size_bytes for record in item.files.values())
+    return sum(record.size_bytes for record in item.runtime_files.values())
 
 
 def _components(found: List[ComponentManifest]) -> str:

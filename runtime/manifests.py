@@ -13,6 +13,7 @@ from runtime.errors import ArtifactError
 SCHEMA_VERSION = 1
 TASK_MANIFEST = "manifest.json"
 COMPONENT_SUFFIX = ".manifest.json"
+REFERENCE_DATA_SUFFIX = ".reference.npz"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -99,9 +100,18 @@ class ComponentManifest:
         known = ", ".join(net.name for net in self.nets)
         raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
 
+    @property
+    def runtime_files(self) -> Dict[str, FileRecord]:
+        """The files that running needs: verification's reference data may be left behind."""
+        return {
+            name: record
+            for name, record in self.files.items()
+            if not name.endswith(REFERENCE_DATA_SUFFIX)
+        }
+
     def check_files(self, *, digests: bool = True) -> None:
-        """Checks that every file is there with the recorded size and, if asked, digest."""
-        check_files(self.path, self.folder, self.files, digests=digests)
+        """Checks that every file that running needs has the recorded size and, if asked, digest."""
+        check_files(self.path, self.folder, self.runtime_files, digests=digests)
 
 
 @dataclass(frozen=True)

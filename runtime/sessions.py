@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,8 @@ class Session(ABC):
         self._lock = threading.RLock()
         self._loaded = False
         self._tables: ArrayDict = {}
+        #: time spent inside the backend in seconds; what a call takes beyond it is our own overhead
+        self.backend_seconds = 0.0
 
     @property
     def inputs(self) -> Tuple[TensorSpec, ...]:
@@ -127,7 +130,9 @@ class Session(ABC):
         chosen = self.net(net)
         self.load()
         arrays = self._convert(chosen, feeds)
+        begin = time.perf_counter()
         outputs = self._execute(chosen, arrays)
+        self.backend_seconds += time.perf_counter() - begin
         return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
 
     def exclusive(self) -> ContextManager[object]:

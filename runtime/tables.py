@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import List, Sequence, TextIO
+from typing import List, Optional, Sequence, TextIO
 
 _BAR_CELLS = 24
 
@@ -41,11 +41,11 @@ def _is_number(text: str) -> bool:
 class Progress:
     """A bar on standard error while many items are worked on; silent where nobody watches."""
 
-    def __init__(self, total: int, label: str, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int, label: str, stream: Optional[TextIO] = None) -> None:
         self._total = total
         self._label = label
-        self._stream = stream
-        self._shown = total > 1 and stream.isatty()
+        self._stream = stream or sys.stderr
+        self._shown = total > 1 and self._stream.isatty()
         self._done = 0
 
     def advance(self, count: int = 1) -> None:
