@@ -83,12 +83,12 @@ _DECLARED = {
     "f32": Dtype.BM_FLOAT32,
     "f16": Dtype.BM_FLOAT16,
     "bf16": Dtype.BM_BFLOAT16,
-    "si32": Dtype.BM_INT32,
-    "ui32": Dtype.BM_UINT32,
-    "si16": Dtype.BM_INT16,
-    "ui16": Dtype.BM_UINT16,
-    "si8": Dtype.BM_INT8,
-    "ui8": Dtype.BM_UINT8,
+    "i32": Dtype.BM_INT32,
+    "u32": Dtype.BM_UINT32,
+    "i16": Dtype.BM_INT16,
+    "u16": Dtype.BM_UINT16,
+    "i8": Dtype.BM_INT8,
+    "u8": Dtype.BM_UINT8,
 }
 
 
@@ -234,7 +234,7 @@ class Engine:
         feeds = {}
         for declared in net.inputs:
             array = np.asarray(inputs[declared.name], dtype=np.float32)
-            if declared.dtype not in ("f32", "si32", "si8", "ui8"):
+            if declared.dtype not in ("f32", "i32", "i8", "u8"):
                 raise SailEngineError("not supported")
             feeds[declared.name] = array.astype(np.dtype(declared.array_dtype))
         results = {}
