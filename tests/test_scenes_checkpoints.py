@@ -13,7 +13,7 @@ from configs.scenes import CAPTION_PROMPT, draw, make_scene, vocabulary
 from scripts.reference_training.architecture import MODEL_CLASSES, TASKS
 from scripts.reference_training.checkpoint import checkpoint_folder
 from scripts.reference_training.evaluate import evaluate_checkpoint
-from scripts.reference_training.losses import encode_texts
+from scripts.reference_training.losses import decode_answers, encode_texts
 from scripts.train_reference import BAR, MAIN_METRICS
 
 CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints"
@@ -125,6 +125,21 @@ def test_text_states_of_training_are_those_of_the_model():
             )[0]
             real = ids[0] != 0
             torch.testing.assert_close(ours[real], theirs[real], atol=1e-4, rtol=1e-4)
+
+
+def test_padded_training_answers_are_the_unpadded_models():
+    """The trainer's decoder obeys the question mask, so that padding changes nothing."""
+    model = MODEL_CLASSES["vqa"].from_pretrained(CHECKPOINTS / "reference-vqa").eval()
+    generator = torch.Generator().manual_seed(0)
+    answers = torch.tensor([[197, 20, 3]])
+    questions = torch.randn(1, 9, 128, generator=generator)
+    mask = torch.arange(9)[None] < 6
+    with torch.inference_mode():
+        ours = decode_answers(model.text_decoder, answers, questions, mask)
+        theirs = model.text_decoder(
+            input_ids=answers, encoder_hidden_states=questions[:, :6]
+        ).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_prompt_is_continued_and_not_emitted_unasked():

@@ -50,15 +50,10 @@ def _answer_loss(model: Any, image_embeds: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of the answers; the decoder attends to the real question tokens only."""
     ids = torch.from_numpy(batch.question_ids)
     questions = encode_texts(model.text_encoder, ids, image_embeds)
-    mask = (ids != 0).flatten(0, 1)
     answers = torch.from_numpy(batch.answer_ids).flatten(0, 1)
-    output = model.text_decoder(
-        input_ids=answers,
-        encoder_hidden_states=questions.flatten(0, 1),
-        encoder_attention_mask=mask.long(),
-    )
-    labels = answers.masked_fill(answers == 0, -100)
-    return _token_loss(output.logits, labels)
+    mask = (ids != 0).flatten(0, 1)
+    logits = decode_answers(model.text_decoder, answers, questions.flatten(0, 1), mask)
+    return _token_loss(logits, answers.masked_fill(answers == 0, -100))
 
 
 def _matching_losses(
@@ -108,6 +103,27 @@ def encode_texts(encoder: Any, ids: Tensor, image_embeds: Tensor | None) -> Tens
             hidden = rows.view(count * texts, length, -1)
         hidden = layer.feed_forward_chunk(hidden)
     return hidden.view(count, texts, length, -1)
+
+
+def decode_answers(decoder: Any, ids: Tensor, questions: Tensor, mask: Tensor) -> Tensor:
+    """Return logits ``[N, S, V]`` of answers ``[N, S]``, given question states ``[N, E, C]``.
+
+    The same arithmetic as the decoder's own forward pass, except that ``mask`` (bool ``[N, E]``)
+    is obeyed: transformers 5 drops the mask of BLIP's cross-attention, so that the decoder would
+    attend to padded question positions in training, which do not exist when it answers.
+    """
+    length = ids.shape[1]
+    causal = torch.full((length, length), -1e4).triu(1)[None, None]
+    hidden: Tensor = decoder.bert.embeddings(input_ids=ids)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -1e4)[:, None, None, :]
+    for layer in decoder.bert.encoder.layer:
+        hidden, _ = layer.attention(hidden, attention_mask=causal)
+        seen, _ = layer.crossattention.self(
+            hidden, encoder_hidden_states=questions, encoder_attention_mask=bias
+        )
+        hidden = layer.feed_forward_chunk(layer.crossattention.output(seen, hidden))
+    logits: Tensor = decoder.cls(hidden)
+    return logits
 
 
 def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
