@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,7 @@ def clean(reference_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -
     config = small_pipeline(root)
     result = run(config, target="openvino")
     assert failure(result) is None
+    shutil.copy(result.verdict, root / "verdict.json")
     return config
 
 
@@ -117,7 +120,7 @@ def rewire(model: onnx.ModelProto, name: str, node: onnx.NodeProto) -> None:
 
 
 def test_clean_build_passes_on_every_task_and_stage(clean: Path) -> None:
-    verdict = json.loads((clean.parent / "reference" / "verify.json").read_text())
+    verdict = json.loads((clean.parent / "verdict.json").read_text())
     assert verdict["passed"] is True
     seen = {(c["task"], c["stage"]) for c in verdict["checks"]}
     stages = ("hf_vs_wrapper", "wrapper_vs_onnxruntime", "onnxruntime_vs_target", "tokens")
@@ -134,7 +137,7 @@ def test_clean_build_passes_on_every_task_and_stage(clean: Path) -> None:
 
 
 def test_openvino_is_checked_in_both_modes_beyond_the_second_step(clean: Path) -> None:
-    verdict = json.loads((clean.parent / "reference" / "verify.json").read_text())
+    verdict = json.loads((clean.parent / "verdict.json").read_text())
     modes = {}
     for check in verdict["checks"]:
         if (check["target"], check["component"]) == ("openvino", "text_decoder"):
@@ -148,7 +151,7 @@ def test_openvino_is_checked_in_both_modes_beyond_the_second_step(clean: Path) -
 
 
 def test_second_run_does_nothing(clean: Path) -> None:
-    verdict = clean.parent / "reference" / "verify.json"
+    verdict = run(clean, target="openvino").verdict
     before = verdict.stat().st_mtime_ns
     result = run(clean, target="openvino")
     assert result.done_now == 0
@@ -350,3 +353,58 @@ def test_artifact_of_other_weights_is_refused(copy: Path) -> None:
     edit_json(manifest, lambda data: data["checkpoint"].update(weights_sha256="0" * 64))
     with pytest.raises(InputError, match="other weights"):
         run(copy, task="caption", target="openvino")
+
+
+def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """``python -m verify``; prints which heavy libraries it imported as its last line."""
+    program = (
+        "import sys\n"
+        "from verify.__main__ import application\n"
+        "try:\n    application(sys.argv[1:])\n"
+        "finally:\n    heavy = {'torch', 'transformers', 'openvino', 'onnxruntime', 'onnx'}\n"
+        "    print('imported', sorted(heavy & set(sys.modules)))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, "--config", str(config), *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_command_says_unchanged_without_loading_any_backend(clean: Path) -> None:
+    run(clean, target="openvino")
+    result = command(clean, "--target", "openvino")
+    assert result.returncode == 0, result.stderr
+    assert "unchanged" in result.stderr
+    assert result.stdout.splitlines()[-1] == "imported []"
+
+
+def test_command_fails_with_a_table_and_one_line_of_advice(copy: Path) -> None:
+    manifest = folder(copy, "itm") / "openvino" / "f16" / "text_encoder.manifest.json"
+    edit_json(manifest, lambda data: data["nets"][0]["outputs"][0].update(name="other_logits"))
+    selected = ("--task", "itm", "--component", "text_encoder", "--target", "openvino")
+    result = command(copy, *selected)
+    assert result.returncode == 1
+    assert "failed" in result.stdout
+    assert "Traceback" not in result.stderr
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("error:")]
+    assert "itm text_encoder openvino" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--task", "poetry"), "--task poetry"),
+        (("--target", "bm9000"), "--target bm9000"),
+        (("--target", "bm1684", "--precision", "f16"), "bm1684 cannot be built in f16"),
+        (("--target", "openvino", "--precision", "f32"), "make ir TASK=caption PRECISION=f32"),
+    ],
+)
+def test_bad_input_is_exit_code_2(copy: Path, options: tuple[str, ...], expected: str) -> None:
+    result = command(copy, *options)
+    assert result.returncode == 2, result.stderr
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
