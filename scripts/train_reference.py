@@ -23,7 +23,12 @@ from scripts.reference_training.architecture import (
     reference_config,
     reference_image_processor,
 )
-from scripts.reference_training.checkpoint import checkpoint_folder, load_weights, save_checkpoint
+from scripts.reference_training.checkpoint import (
+    checkpoint_folder,
+    copy_matching_encoder,
+    load_weights,
+    save_checkpoint,
+)
 from scripts.reference_training.data import BatchMaker, Pool, build_pool
 from scripts.reference_training.evaluate import evaluate_checkpoint
 from scripts.reference_training.parallel import run_processes
@@ -62,6 +67,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--descent", type=float, default=0.35, help="share of the steps in which the rates fall"
     )
     parser.add_argument("--start", type=Path, help="folder of checkpoints to go on from")
+    parser.add_argument(
+        "--matching-encoder",
+        action="store_true",
+        help="with --start: begin VQA with the text encoder of the matching checkpoint there",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pool", type=int, default=40000, help="number of training scenes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -101,6 +111,8 @@ def _train_process(options: argparse.Namespace, tasks: tuple[Task, ...], rank: i
     models = build_models(reference_config(len(tokenizer), tokenizer.sep_token_id), options.seed)
     if options.start is not None:
         load_weights(models, tasks, options.start)
+        if options.matching_encoder:
+            copy_matching_encoder(models, options.start)
     pool = Pool.load(_pool_folder(options))
     batches = BatchMaker(
         pool, tokenizer, options.batch_size // options.processes, options.seed, rank

@@ -39,6 +39,12 @@ def save_checkpoint(
     shutil.rmtree(stale, ignore_errors=True)
 
 
+def copy_matching_encoder(models: dict[Task, Any], start: Path) -> None:
+    """Give the VQA model the text encoder of the saved matching model, which judges statements."""
+    saved = MODEL_CLASSES["itm"].from_pretrained(checkpoint_folder(start, "itm"))
+    models["vqa"].text_encoder.load_state_dict(saved.text_encoder.state_dict())
+
+
 def load_weights(models: dict[Task, Any], tasks: tuple[Task, ...], start: Path) -> None:
     """Load the tasks' weights from checkpoints; a shared vision encoder gets the last one's."""
     for task in tasks:
