@@ -60,9 +60,9 @@ class PrivatePipeline:
         )
 
     def manifests(self) -> dict[str, ComponentManifest]:
-        """Manifests of all built artifacts, by file name."""
+        """Manifests of all built artifacts, by path below the task folder."""
         return {
-            path.name: read_manifest(ComponentManifest, path)
+            str(path.relative_to(self.root / self.task)): read_manifest(ComponentManifest, path)
             for path in sorted((self.root / self.task).rglob("*.manifest.json"))
             if path.parent.name != "onnx"
         }
