@@ -37,7 +37,8 @@ class OnnxRuntimeSession(Session):
         feeds = {spec.artifact_name: array for spec, array in zip(net.inputs, arrays)}
         names = [spec.artifact_name for spec in net.outputs]
         try:
-            outputs: List[np.ndarray] = self._sessions[net.name].run(names, feeds)
+            with self.in_backend():
+                outputs: List[np.ndarray] = self._sessions[net.name].run(names, feeds)
         except Exception as error:
             raise self._failed("run failed", error) from None
         return outputs

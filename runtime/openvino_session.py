@@ -93,7 +93,8 @@ class OpenVinoSession(Session):
             request = self._compiled[net.name].create_infer_request()
         try:
             # Inputs are read in place; outputs are copied before the request serves another call.
-            request.infer(dict(zip(inputs, arrays)), share_inputs=True)
+            with self.in_backend():
+                request.infer(dict(zip(inputs, arrays)), share_inputs=True)
             return [np.array(request.get_output_tensor(index).data) for index in outputs]
         except Exception as error:
             raise self._failed("run failed", error) from None

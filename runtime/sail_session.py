@@ -117,7 +117,8 @@ class SailSession(Session):
         feeds = {spec.artifact_name: inputs[spec.name] for spec in net.inputs}
         results = {spec.artifact_name: outputs[spec.name] for spec in net.outputs}
         try:
-            self._engines[net.file].process(graph, feeds, results)
+            with self.in_backend():
+                self._engines[net.file].process(graph, feeds, results)
         except Exception as error:
             raise self._failed("run failed", error) from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Mapping, Optional, Tuple
+from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -130,10 +131,17 @@ class Session(ABC):
         chosen = self.net(net)
         self.load()
         arrays = self._convert(chosen, feeds)
-        begin = time.perf_counter()
         outputs = self._execute(chosen, arrays)
-        self.backend_seconds += time.perf_counter() - begin
         return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
+
+    @contextmanager
+    def in_backend(self) -> Iterator[None]:
+        """Counts the time of the block as the backend's own."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.backend_seconds += time.perf_counter() - begin
 
     def exclusive(self) -> ContextManager[object]:
         """Held while several calls must not be interleaved with another thread's."""

@@ -27,7 +27,8 @@ class SimulatedSession(Session):
         feeds: Dict[Union[str, int], np.ndarray] = {
             spec.artifact_name: array for spec, array in zip(net.inputs, arrays)
         }
-        outputs = self._files[net.file].run(net.artifact_net or net.name, feeds)
+        with self.in_backend():
+            outputs = self._files[net.file].run(net.artifact_net or net.name, feeds)
         missing = [s.artifact_name for s in net.outputs if s.artifact_name not in outputs]
         if missing:
             raise BackendError(
