@@ -9,8 +9,10 @@ from typing import List, Optional
 
 from runtime.errors import BlipEdgeError
 from runtime.options import build_parser
+from runtime.sessions import one_line
 
 _INTERRUPTED = 130
+_DEBUG = "BLIP_EDGE_DEBUG"
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -43,6 +45,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        kind = type(error).__name__
+        advice = f"{_DEBUG}=1 shows where; please report it"
+        print(f"error: unexpected {kind}: {one_line(error)}; {advice}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from runtime.manifests import (
     component_manifests,
     read_task_manifest,
 )
-from runtime.sessions import HOST_TARGETS
+from runtime.sessions import HOST_TARGETS, SIMULATOR
+from runtime.simulator_session import find_python
 from runtime.tables import mebibytes, table
 
 #: The vendor's memory layouts for BLIP on SoC boards, in MiB: (npu, vpu, vpp).
@@ -234,4 +235,8 @@ def _sail() -> List[Tuple[str, str, str]]:
 
 
 def _simulator() -> List[Tuple[str, str, str]]:
-    return [("bm1684, bm1684x, bm1688", "simulator", "the vendor's chip simulator, if set up")]
+    try:
+        python = str(find_python())
+    except BackendError as error:
+        return [("bm1684, bm1684x, bm1688", "-", str(error))]
+    return [("bm1684, bm1684x, bm1688", SIMULATOR, f"chip simulator of {python}")]

@@ -215,3 +215,23 @@ def test_the_reader_may_go_away(pictures: Path, arguments: list[str]):
         process.wait(timeout=120)
     assert b"Traceback" not in error
     assert b"Exception" not in error
+
+
+def test_even_an_unexpected_failure_is_one_line(
+    pictures: Path,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("runtime.captioning.generate", fail)
+    command = ["caption", str(pictures / "0.png"), *arguments]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "unexpected RuntimeError: first" in error
+    assert error.count("\n") == 1
+    monkeypatch.setenv("BLIP_EDGE_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        main(command)

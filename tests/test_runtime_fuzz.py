@@ -127,12 +127,24 @@ def test_any_bytes(data: bytes):
     must_be_one_line(caught.value)
 
 
-class TestTexts:
-    @pytest.fixture(scope="class")
-    def tokenizer(self, exported_artifacts: Path) -> TextTokenizer:
-        manifest = read_task_manifest(exported_artifacts / "vqa" / "manifest.json")
-        return TextTokenizer(manifest.folder / "processor" / "tokenizer.json", manifest.text)
+@pytest.fixture(scope="module")
+def tokenizer(exported_artifacts: Path) -> TextTokenizer:
+    manifest = read_task_manifest(exported_artifacts / "vqa" / "manifest.json")
+    return TextTokenizer(manifest.folder / "processor" / "tokenizer.json", manifest.text)
 
+
+@pytest.fixture(scope="module")
+def tasks(exported_artifacts: Path):
+    options = {"target": "onnx", "threads": THREADS}
+    with (
+        Captioner.from_artifacts(exported_artifacts, **options) as captioner,
+        QuestionAnswerer.from_artifacts(exported_artifacts, **options) as answerer,
+        Matcher.from_artifacts(exported_artifacts, **options) as matcher,
+    ):
+        yield captioner, answerer, matcher
+
+
+class TestTexts:
     @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
     @given(text=st.text(st.characters(), max_size=300))
     def test_any_text_is_tokenised_or_refused(self, tokenizer: TextTokenizer, text: str):
@@ -159,13 +171,3 @@ class TestTexts:
                 call()
             except InputError as error:
                 must_be_one_line(error)
-
-    @pytest.fixture(scope="class")
-    def tasks(self, exported_artifacts: Path):
-        options = {"target": "onnx", "threads": THREADS}
-        with (
-            Captioner.from_artifacts(exported_artifacts, **options) as captioner,
-            QuestionAnswerer.from_artifacts(exported_artifacts, **options) as answerer,
-            Matcher.from_artifacts(exported_artifacts, **options) as matcher,
-        ):
-            yield captioner, answerer, matcher

@@ -11,10 +11,13 @@ import pytest
 
 from configs.scenes import draw, questions, scenes
 from runtime.errors import BackendError
+from runtime.manifests import TensorSpec, read_component_manifest
+from runtime.sail_session import SailSession
+from runtime.sessions import SessionOptions, widened
 from runtime.tasks import Captioner, Matcher, QuestionAnswerer
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
-SCENES = list(scenes(3, "heldout"))
+SCENES = list(scenes(2, "heldout"))
 IMAGES = [draw(scene) for scene in SCENES]
 
 
@@ -33,7 +36,7 @@ def sail(monkeypatch: pytest.MonkeyPatch):
 def test_captions_equal_those_of_the_simulator(reference_artifacts: Path, target: str):
     board = Captioner.from_artifacts(reference_artifacts, target=target, device="0")
     simulator = Captioner.from_artifacts(reference_artifacts, target=target, device="simulator")
-    prompts = [None, "a picture of", "a"]
+    prompts = [None, "a picture of"]
     with board, simulator:
         assert board.batch(IMAGES, prompts) == simulator.batch(IMAGES, prompts)
 
@@ -44,8 +47,8 @@ def test_beams_take_caches_over_or_copy_them(reference_artifacts: Path):
     board = Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="0")
     simulator = Captioner.from_artifacts(reference_artifacts, target="bm1684x", device="simulator")
     with board, simulator:
-        found = board.batch(IMAGES[:2], **arguments)
-        expected = simulator.batch(IMAGES[:2], **arguments)
+        found = board.batch(IMAGES, **arguments)
+        expected = simulator.batch(IMAGES, **arguments)
     assert [item.token_ids for item in found] == [item.token_ids for item in expected]
     assert [item.alternatives for item in found] == [item.alternatives for item in expected]
 
@@ -53,7 +56,7 @@ def test_beams_take_caches_over_or_copy_them(reference_artifacts: Path):
 @pytest.mark.usefixtures("sail")
 def test_answers_and_matches(reference_artifacts: Path):
     asked = [[item.question for item in questions(scene)][:2] for scene in SCENES]
-    texts = ["two blue rings", "a red circle", "a large star"]
+    texts = ["two blue rings", "a red circle"]
     for target in ("bm1684x", "bm1684"):
         with (
             QuestionAnswerer.from_artifacts(
@@ -130,6 +133,21 @@ class TestTraps:
     def test_int64_becomes_float_and_is_refused(self, sail):
         with pytest.raises(sail.SailTensorError, match="Wrong dtype"):
             self.tensor(sail, sail.Dtype.BM_INT32).update_data(np.ones((2, 2), dtype=np.int64))
+
+    @pytest.mark.parametrize(
+        ("dtype", "name"), [("float16", "BM_FLOAT16"), ("bfloat16", "BM_BFLOAT16")]
+    )
+    def test_the_session_moves_half_precision_as_bits(
+        self, sail, reference_artifacts: Path, dtype: str, name: str
+    ):
+        folder = reference_artifacts / "caption" / "BM1684X"
+        path = next(folder.glob("*cross_key_values*.manifest.json"))
+        session = SailSession(read_component_manifest(path), SessionOptions(device="0"))
+        values = np.array([[0.5, -2.0], [3.0, 1024.0]], dtype=np.float32)
+        spec = TensorSpec("x", "x", (2, 2), dtype)
+        tensor = self.tensor(sail, getattr(sail.Dtype, name))
+        session.write(tensor, values, spec)
+        assert (widened(session.read(tensor, spec)) == values).all()
 
     def test_numpy_calls_need_system_memory(self, sail, reference_artifacts: Path):
         folder = reference_artifacts / "caption" / "BM1684X"

@@ -54,6 +54,7 @@ def reference_answer(artifacts: Path, image: int, question: str, **generation) -
     )
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic")
 @pytest.mark.parametrize(
     "generation",
     [{}, {"num_beams": 3, "num_return_sequences": 2}, {"max_new_tokens": 6, "min_new_tokens": 5}],
@@ -157,6 +158,7 @@ def test_nothing_to_rank_is_refused(exported_artifacts: Path):
             matcher.batch(IMAGES[:2], TEXTS[:1])
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic")
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_drop_in_methods(exported_artifacts: Path, kind: str):
     """Arrays in, arrays out; tensors in, tensors out; the values are HuggingFace's."""
