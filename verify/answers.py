@@ -26,18 +26,15 @@ MOST_DIVERGENCES = 5
 def generated_tokens(
     task: Captioner | QuestionAnswerer, cases: Sequence[Case], new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """New tokens per case, greedy, the end token included, from the runtime's task classes."""
+    """Whole sequences, greedy, prompt and end token included, from the runtime's task classes."""
     images = [case.image() for case in cases]
+    texts = [case.text for case in cases]
     with runtime_failures():
         if isinstance(task, Captioner):
-            captions = task.batch(images, [case.text for case in cases], max_new_tokens=new_tokens)
-            found = [caption.token_ids for caption in captions]
-            prompts = [len(task.tokenizer.prompt(case.text)) for case in cases]
-        else:
-            answers = task.batch(images, [[case.text] for case in cases], max_new_tokens=new_tokens)
-            found = [answer.token_ids for (answer,) in answers]
-            prompts = [1] * len(cases)
-    return [ids[prompt:] for ids, prompt in zip(found, prompts, strict=True)]
+            captions = task.batch(images, texts, max_new_tokens=new_tokens)
+            return [caption.token_ids for caption in captions]
+        answers = task.batch(images, [[text] for text in texts], max_new_tokens=new_tokens)
+        return [answer.token_ids for (answer,) in answers]
 
 
 def match_scores(task: Matcher, cases: Sequence[Case]) -> list[Match]:
@@ -67,18 +64,20 @@ def token_check(
         f"{d['case']}: {d['found']!r} instead of {d['expected']!r} from token {d['token']} on"
         for d in (divergences[:2] if problems else [])
     ]
-    if same and all(len(answer.tokens) <= 1 for answer in expected):
+    if same and all(len(answer.tokens) <= answer.prompt + 1 for answer in expected):
         problems.append("every answer of the checkpoint is empty: comparing them proves nothing")
     metrics = {
         "exact_match_rate": rate,
         "exact": sum(same),
         "tokens_compared": sum(len(answer.tokens) for answer in expected),
-        "distinct_answers": len({answer.tokens for answer in expected}),
+        "distinct_answers": len({answer.tokens[answer.prompt :] for answer in expected}),
         "least_margin": min(
             (answer.margin for answer in expected if answer.margin is not None), default=None
         ),
-        "accuracy": _accuracy(cases, found, tokenizer),
-        "checkpoint_accuracy": _accuracy(cases, [a.tokens for a in expected], tokenizer),
+        "accuracy": _accuracy(cases, expected, found, tokenizer),
+        "checkpoint_accuracy": _accuracy(
+            cases, expected, [answer.tokens for answer in expected], tokenizer
+        ),
         "first_divergences": divergences[:MOST_DIVERGENCES],
     }
     return Check(subject, len(same), metrics, _gate_record(gate), tuple(problems))
@@ -177,16 +176,17 @@ def _divergence(
 
 
 def _accuracy(
-    cases: Sequence[Case], answers: Sequence[tuple[int, ...]], tokenizer: TextTokenizer
+    cases: Sequence[Case],
+    expected: Sequence[Answer],
+    answers: Sequence[tuple[int, ...]],
+    tokenizer: TextTokenizer,
 ) -> float:
-    return _share(
-        np.array(
-            [
-                tokenizer.decode(tokens) == case.truth
-                for case, tokens in zip(cases, answers, strict=True)
-            ]
-        )
-    )
+    """Share of answers that say what is right about the scene, whatever the checkpoint says."""
+    right = [
+        tokenizer.decode(tokens[answer.prompt :]) == case.truth
+        for case, answer, tokens in zip(cases, expected, answers, strict=True)
+    ]
+    return _share(np.array(right))
 
 
 def _share(right: Any) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import runtime.errors as runtime_errors
 from configs.command import Selection
@@ -153,10 +154,7 @@ def digest(manifest: ComponentManifest) -> dict[str, str]:
     return {name: record.sha256 for name, record in sorted(manifest.files.items())}
 
 
-def size_bytes(artifacts: TargetArtifacts) -> int:
-    """Size of all files."""
-    return sum(
-        record.size_bytes
-        for manifest in artifacts.components.values()
-        for record in manifest.files.values()
-    )
+def identity(manifest: ComponentManifest) -> dict[str, Any]:
+    """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
+    nets = [asdict(replace(net, latency_ms=None)) for net in manifest.nets]
+    return {"files": digest(manifest), "nets": nets}

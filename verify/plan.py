@@ -14,7 +14,7 @@ from configs.command import Selection
 from configs.errors import ConfigError
 from configs.manifest import key_of
 from configs.schema import Component, TokenGate
-from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, digest
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, identity
 from verify.bench import simulator_version
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
@@ -111,8 +111,8 @@ def _component(
     )
     # Real inputs come from upstream graphs, so all of them count.
     inputs = {
-        "onnx": _digests(task.onnx),
-        "artifact": digest(artifacts.components[component]),
+        "onnx": _identities(task.onnx),
+        "artifact": identity(artifacts.components[component]),
         "task_manifest": task.manifest.model_dump(mode="json"),
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
@@ -138,7 +138,7 @@ def _answers(
     kind: Kind = "scores" if task.task == "itm" else "tokens"
     subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
     inputs = {
-        "artifacts": _digests(artifacts),
+        "artifacts": _identities(artifacts),
         "task_manifest": task.manifest.model_dump(mode="json"),
         "gate": gate.model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
@@ -159,8 +159,8 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
     )
 
 
-def _digests(artifacts: TargetArtifacts) -> dict[str, dict[str, str]]:
-    return {str(name): digest(manifest) for name, manifest in artifacts.components.items()}
+def _identities(artifacts: TargetArtifacts) -> dict[str, dict[str, Any]]:
+    return {str(name): identity(manifest) for name, manifest in artifacts.components.items()}
 
 
 @cache

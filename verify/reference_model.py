@@ -31,13 +31,14 @@ CLOSE_LOGITS = 1e-2
 class Answer:
     """The checkpoint's answer to one case.
 
-    ``tokens`` are the generated ids up to and including the end token, without the prompt (caption,
-    vqa). ``margin`` is the least distance between the best two logits of any step: a small one
-    explains a divergence. ``probability`` and ``similarity`` are the match probability and the
-    contrastive cosine (itm).
+    ``tokens`` are the ids of the whole sequence, the prompt and the end token included (caption,
+    vqa); the first ``prompt`` of them are the prompt. ``margin`` is the least distance between the
+    best two logits of any step: a small one explains a divergence. ``probability`` and
+    ``similarity`` are the match probability and the contrastive cosine (itm).
     """
 
     tokens: tuple[int, ...] = ()
+    prompt: int = 0
     margin: float | None = None
     probability: float | None = None
     similarity: float | None = None
@@ -94,12 +95,9 @@ def _read(store: Path, key: str) -> list[Answer] | None:
         data = json.loads(store.read_text(encoding="utf-8"))
         if data["key"] != key:
             return None
+        names = ("prompt", "margin", "probability", "similarity")
         return [
-            Answer(
-                tuple(row["tokens"]),
-                *(row[name] for name in ("margin", "probability", "similarity")),
-            )
-            for row in data["answers"]
+            Answer(tuple(row["tokens"]), *(row[name] for name in names)) for row in data["answers"]
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # computed again: the file is a cache
@@ -193,14 +191,14 @@ class _Reference:
         end = self._model.config.text_config.sep_token_id
         answers = []
         for row, sequence in enumerate(outputs.sequences):
-            tokens = [int(token) for token in sequence[prompt:]]
-            if end in tokens:
-                tokens = tokens[: tokens.index(end) + 1]
+            tokens = [int(token) for token in sequence]
+            if end in tokens[prompt:]:
+                tokens = tokens[: tokens.index(end, prompt) + 1]
             margins = []
-            for logits in outputs.logits[: len(tokens)]:
+            for logits in outputs.logits[: len(tokens) - prompt]:
                 best, second = logits[row].float().topk(2).values.tolist()
                 margins.append(best - second)
-            answers.append(Answer(tuple(tokens), margin=min(margins)))
+            answers.append(Answer(tuple(tokens), prompt, min(margins)))
         return answers
 
     def _scores(self, pixels: Any, ids: Any, plain: list[list[int]]) -> list[Answer]:
