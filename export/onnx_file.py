@@ -48,15 +48,12 @@ def write_onnx(
     graph_only = _trace(wrapper, tensors)
     weights = _place_weights(graph_only, wrapper)
     _declare(graph_only, tensors)
+    _validate(graph_only, weights)
     total = sum(weight.numel() * weight.element_size() for weight in weights.values())
     if total > maximum_inline_bytes:
         _write_with_sidecar(graph_only, weights, path)
     else:
         _write_inline(graph_only, weights, path)
-    try:
-        onnx.checker.check_model(str(path), full_check=False)
-    except onnx.checker.ValidationError as error:
-        raise ToolError(f"{path.name}: written graph is not valid ONNX: {error}") from None
 
 
 def _trace(wrapper: nn.Module, tensors: Tensors) -> onnx.ModelProto:
@@ -129,6 +126,21 @@ def _declare(model: onnx.ModelProto, tensors: Tensors) -> None:
         declared.extend(_value_info(spec) for spec in specs)
     model.producer_name = "blip-edge"
     model.producer_version = ""
+
+
+def _validate(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:
+    """Checks operators, types and shapes, with weights as inputs: no second copy of them."""
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    for name, weight in weights.items():
+        tensor = _header(name, weight)
+        value = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+        complete.graph.input.append(value)
+    try:
+        onnx.checker.check_model(complete, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ToolError(f"exported graph is not valid ONNX: {reason}") from error
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
