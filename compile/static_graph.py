@@ -34,6 +34,8 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
+    # Vendor tools run beside; idle threads must not take their cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -45,7 +47,8 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 def fix_shapes(graph: Path, inputs: Mapping[str, Array], result: Path) -> int:
     """Writes ``result``: ``graph`` with the shapes of ``inputs`` and every constant computed.
 
-    The values of all Shape nodes come from one run of the graph, so nothing has to be inferred.
+    The values of all Shape nodes and the outputs' shapes come from one run of the graph, so nothing
+    has to be inferred.
 
     Args:
         graph: a graph with its weights in an external file of the same folder.
@@ -58,7 +61,7 @@ def fix_shapes(graph: Path, inputs: Mapping[str, Array], result: Path) -> int:
     folder = graph.parent
     model = load_graph(graph)
     before = len(model.graph.node)
-    shapes = _shape_values(model, inputs, result)
+    shapes, outputs = _observe(model, inputs, result)
     for value in model.graph.input:
         for dimension, size in zip(
             value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=True
@@ -67,26 +70,26 @@ def fix_shapes(graph: Path, inputs: Mapping[str, Array], result: Path) -> int:
     _fold(model, shapes, folder)
     _bypass_identities(model)
     remove_unused(model)
-    _fix_outputs(model, graph, inputs)
+    _fix_outputs(model, graph, outputs)
     onnx.save_model(model, result)
     return before - len(model.graph.node)
 
 
-def _shape_values(
+def _observe(
     model: onnx.ModelProto, inputs: Mapping[str, Array], scratch: Path
-) -> dict[str, Array]:
-    """Values of all Shape and Size nodes for these inputs."""
+) -> tuple[dict[str, Array], list[tuple[int, ...]]]:
+    """Values of all Shape and Size nodes, and the shapes of the outputs, for these inputs."""
     wanted = [n.output[0] for n in model.graph.node if n.op_type in {"Shape", "Size"}]
-    if not wanted:
-        return {}
+    outputs = [output.name for output in model.graph.output]
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in wanted
     )
     onnx.save_model(probe, scratch)
-    values = session(scratch).run(wanted, dict(inputs))
-    return dict(zip(wanted, values, strict=True))
+    values = session(scratch).run(outputs + wanted, dict(inputs))
+    known = dict(zip(wanted, values[len(outputs) :], strict=True))
+    return known, [value.shape for value in values[: len(outputs)]]
 
 
 def _evaluate(node: onnx.NodeProto, values: dict[str, Array], opset: int) -> list[Array]:
@@ -167,13 +170,12 @@ def _bypass_identities(model: onnx.ModelProto) -> None:
     replace_nodes(model, kept)
 
 
-def _fix_outputs(model: onnx.ModelProto, graph: Path, inputs: Mapping[str, Array]) -> None:
+def _fix_outputs(model: onnx.ModelProto, graph: Path, shapes: list[tuple[int, ...]]) -> None:
     """Writes the outputs' real shapes into the graph."""
     missing = [o.name for o in model.graph.output if o.name not in producers(model)]
     if missing:
         raise ToolError(f"{graph}: outputs {missing} do not depend on any input")
-    values = session(graph).run(None, dict(inputs))
-    for output, value in zip(model.graph.output, values, strict=True):
+    for output, shape in zip(model.graph.output, shapes, strict=True):
         del output.type.tensor_type.shape.dim[:]
-        for size in value.shape:
+        for size in shape:
             output.type.tensor_type.shape.dim.add().dim_value = size
