@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import runtime.errors as runtime_errors
@@ -12,7 +13,7 @@ from configs.command import Selection
 from configs.errors import BlipEdgeError, InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.manifest import TaskManifest, read_manifest
+from configs.manifest import TaskManifest, key_of, read_manifest
 from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
 from runtime.manifests import ComponentManifest, component_manifests
 
@@ -41,6 +42,11 @@ class TargetArtifacts:
     def name(self) -> str:
         """Target name as manifests and verify.json have it."""
         return self.target.name if self.target else ONNX
+
+    @cached_property
+    def identities(self) -> dict[Component, str]:
+        """Per component, a digest of what decides its answers."""
+        return {name: key_of(identity(item)) for name, item in self.components.items()}
 
     @property
     def simulated(self) -> bool:

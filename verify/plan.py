@@ -14,7 +14,7 @@ from configs.command import Selection
 from configs.errors import ConfigError
 from configs.manifest import key_of
 from configs.schema import Component, TokenGate
-from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, identity
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import simulator_version
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
@@ -111,8 +111,8 @@ def _component(
     )
     # Real inputs come from upstream graphs, so all of them count.
     inputs = {
-        "onnx": _identities(task.onnx),
-        "artifact": identity(artifacts.components[component]),
+        "onnx": task.onnx.identities,
+        "artifact": artifacts.identities[component],
         "task_manifest": task.manifest.model_dump(mode="json"),
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
@@ -138,7 +138,7 @@ def _answers(
     kind: Kind = "scores" if task.task == "itm" else "tokens"
     subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
     inputs = {
-        "artifacts": _identities(artifacts),
+        "artifacts": artifacts.identities,
         "task_manifest": task.manifest.model_dump(mode="json"),
         "gate": gate.model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
@@ -157,10 +157,6 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
             "backend": _backend(artifacts),
         }
     )
-
-
-def _identities(artifacts: TargetArtifacts) -> dict[str, dict[str, Any]]:
-    return {str(name): identity(manifest) for name, manifest in artifacts.components.items()}
 
 
 @cache
