@@ -21,6 +21,8 @@ from verify.tolerances import Gate, ScoreTolerance, source
 
 #: Divergences that the verdict lists.
 MOST_DIVERGENCES = 5
+#: Characters of an answer that a message quotes.
+MOST_CHARACTERS = 80
 
 
 def generated_tokens(
@@ -61,7 +63,8 @@ def token_check(
     rate = sum(same) / len(same) if same else 0.0
     problems = _below_gate("generations", rate, sum(same), len(same), gate)
     problems += [
-        f"{d['case']}: {d['found']!r} instead of {d['expected']!r} from token {d['token']} on"
+        f"{d['case']}: {_short(d['found'])!r} instead of {_short(d['expected'])!r} "
+        f"from token {d['token']} on"
         for d in (divergences[:2] if problems else [])
     ]
     if same and all(len(answer.tokens) <= answer.prompt + 1 for answer in expected):
@@ -143,6 +146,10 @@ def score_check(
         "reason": tolerance.reason,
     }
     return Check(subject, len(same), metrics, record, tuple(problems))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."
 
 
 def _below_gate(what: str, rate: float, same: int, total: int, gate: Gate) -> list[str]:
