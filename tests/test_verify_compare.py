@@ -172,6 +172,7 @@ def test_gap_one_is_held_to_the_required_bound() -> None:
         ("openvino", "f16", "f32", "openvino_f32_f16_weights"),
         ("openvino", "f32", "f32", "openvino_f32"),
         ("bm1684", "f32", "f32", "chip_f32"),
+        ("bm1688", "f32", "f32", "chip_f32_same_functions"),
         ("bm1684x", "f16", "f16", "chip_f16"),
         ("bm1688", "bf16", "bf16", "chip_bf16"),
     ],
