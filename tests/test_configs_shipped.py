@@ -15,7 +15,12 @@ PIPELINES = [path for path in PIPELINES if path.name != "tolerances.yaml"]
 
 
 def test_there_are_pipelines_and_targets() -> None:
-    assert {path.stem for path in PIPELINES} >= {"reference", "blip-base", "blip-large"}
+    assert {path.stem for path in PIPELINES} >= {
+        "reference",
+        "blip-base",
+        "blip-large",
+        "random-base",
+    }
     assert set(target_names()) >= {"openvino", "bm1684", "bm1684x", "bm1688"}
 
 
@@ -23,7 +28,7 @@ def test_there_are_pipelines_and_targets() -> None:
 def test_pipeline_loads_and_gates_every_target(path: Path) -> None:
     pipeline = load_pipeline(path)
     assert pipeline.name == path.stem
-    assert set(pipeline.tasks) == set(TASK_COMPONENTS)
+    assert set(pipeline.tasks) <= set(TASK_COMPONENTS)
     assert set(pipeline.verify.tokens) == {"onnx", *pipeline.targets}
 
 
