@@ -54,7 +54,7 @@ verify: setup ## prove every artifact against onnxruntime and the checkpoint (VE
 	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
 
 test: setup ## run the tests
-	@$(PYTHON) -m pytest -m "not slow and not device and not network"
+	@$(PYTHON) -m pytest
 
 test-slow: setup ## tests that need full-size models
 	@$(PYTHON) -m pytest -m slow

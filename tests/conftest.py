@@ -12,6 +12,23 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/reference.yaml"
 
 
+#: opt-in markers: what such a test needs, and the command that runs it
+OPT_IN = {
+    "slow": ("full-size models and many minutes", "make test-slow"),
+    "device": ("a SOPHON board or card", "make test-device"),
+    "network": ("a model hub", "make test-network"),
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lists opt-in tests as skipped, with the command that runs them, unless -m asks for them."""
+    asked = str(config.getoption("markexpr"))
+    for item in items:
+        for marker, (need, command) in OPT_IN.items():
+            if item.get_closest_marker(marker) and marker not in asked:
+                item.add_marker(pytest.mark.skip(reason=f"needs {need}; run: {command}"))
+
+
 def run_stage(*arguments: str, timeout_s: int = 1500) -> subprocess.CompletedProcess[str]:
     """Runs ``python -m <arguments>`` in the repository root, as the Makefile does."""
     return subprocess.run(
