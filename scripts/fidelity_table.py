@@ -33,28 +33,40 @@ def _of(check: dict[str, Any]) -> tuple[str, str, str]:
     return check["target"], check["precision"], check.get("variant", "")
 
 
+def _cell(answer: dict[str, Any], checks: list[dict[str, Any]]) -> str:
+    """Equal answers of all, and the worst relative error of any net's output."""
+    metrics = answer["metrics"]
+    rate = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
+    errors = [
+        check["metrics"]["relative_error"]
+        for check in checks
+        if check["kind"] == "component"
+        and check["stage"] in ("onnxruntime_vs_target", "wrapper_vs_onnxruntime")
+        and check["task"] == answer["task"]
+        and _of(check) == _of(answer)
+    ]
+    worst = f" ({max(errors):.1e})" if errors else ""
+    return f"{round(rate * answer['samples'])} / {answer['samples']}{worst}"
+
+
 def rows(checks: list[dict[str, Any]]) -> list[str]:
-    """Markdown rows: one per task, target, precision and mode, in the verdict's order."""
-    lines = []
+    """Markdown lines: one per target, precision and mode, one column per task."""
     answers = [check for check in checks if check["kind"] in ("tokens", "scores")]
-    for check in answers:
-        target, precision, variant = _of(check)
-        stages = ("onnxruntime_vs_target", "wrapper_vs_onnxruntime")
-        nets = [
-            other["metrics"]["relative_error"]
-            for other in checks
-            if other["kind"] == "component"
-            and other["task"] == check["task"]
-            and other["stage"] in stages
-            and _of(other) == (target, precision, variant)
-        ]
-        metrics = check["metrics"]
+    tasks = list(dict.fromkeys(check["task"] for check in answers))
+    lines = [
+        f"| artifact | precision | {' | '.join(NAMES[task] for task in tasks)} |",
+        "|---" * (2 + len(tasks)) + "|",
+    ]
+    for target, precision, variant in dict.fromkeys(map(_of, answers)):
+        cells = {
+            check["task"]: _cell(check, checks)
+            for check in answers
+            if _of(check) == (target, precision, variant)
+        }
         name = ARTIFACTS.get(target, f"BModel {target.upper()}")
         mode = f", {variant}" if variant else ""
-        worst = f"{max(nets):.1e}" if nets else "-"
-        rate = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
-        same = f"{round(rate * check['samples'])} / {check['samples']}"
-        lines.append(f"| {NAMES[check['task']]} | {name} | {precision}{mode} | {same} | {worst} |")
+        row = [name, precision + mode, *(cells.get(task, "-") for task in tasks)]
+        lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
@@ -63,12 +75,7 @@ def main(
     config: Annotated[Path, typer.Option(help="pipeline file")] = Path("configs/reference.yaml"),
 ) -> None:
     """Print the table as Markdown."""
-    checks = _checks(Layout(load_pipeline(config)).verdict)
-    output.print(
-        "| task | artifact | precision | answers equal to the checkpoint's | worst error |"
-    )
-    output.print("|---|---|---|---|---|")
-    for line in rows(checks):
+    for line in rows(_checks(Layout(load_pipeline(config)).verdict)):
         output.print(line, soft_wrap=True)
 
 
