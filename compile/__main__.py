@@ -45,7 +45,7 @@ def main(
         precision=precision,
         backend=backend,
     )
-    selected = jobs(selection, backend)
+    selected = jobs(selection)
     if dry_run:
         show_plan(selected)
     else:

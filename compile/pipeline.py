@@ -25,13 +25,12 @@ WORKERS = max(1, min(2, os.cpu_count() or 1))
 BUDGET_BYTES = 4_000_000_000
 
 
-def jobs(selection: Selection, backend: str | None = None) -> list[Job]:
+def jobs(selection: Selection) -> list[Job]:
     """Artifacts to build. Targets come first: neighbours then share no intermediate to wait for."""
     layout = Layout(selection.pipeline)
     return [
         Job(layout, task, component, target, precision)
         for target, precision in selection.targets
-        if backend in (None, target.backend)
         for task in selection.tasks
         for component in selection.task_components(task)
     ]

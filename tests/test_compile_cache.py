@@ -238,9 +238,12 @@ def test_a_dry_run_needs_no_export(decoder: PrivatePipeline) -> None:
 
 def test_the_manifest_records_the_commands_of_the_plan(reference_artifacts: Path) -> None:  # noqa: ARG001
     selection = select(
-        ROOT / "configs" / "reference.yaml", component="text_decoder", task="caption"
+        ROOT / "configs" / "reference.yaml",
+        component="text_decoder",
+        task="caption",
+        backend="sophon",
     )
-    for job in pipeline_module.jobs(selection, "sophon"):
+    for job in pipeline_module.jobs(selection):
         source = read_source(job.layout, job.task, job.component)
         plan = bmodel.SophonBackend(MemoryBudget(1), VendorTools()).plan(job, source)
         built = read_manifest(ComponentManifest, job.location.manifest)
