@@ -17,7 +17,16 @@ DEPLOY = "model_deploy.py"
 MODEL_TOOL = "model_tool"
 
 #: Our precisions in the tools' words.
-_QUANTIZE: dict[Precision, str] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_QUANTIZE: dict[Precision, str] = {
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "int8": "INT8",
+    "w8f16": "W8F16",
+    "w8bf16": "W8BF16",
+    "w4f16": "W4F16",
+    "w4bf16": "W4BF16",
+}
 
 Argv = tuple[str, ...]
 

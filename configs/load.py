@@ -163,6 +163,10 @@ def load_pipeline(path: Path) -> PipelineConfig:
         target = load_target(name)
         for precision in selection.precisions:
             check_precision(target, precision, f"{shown(path)}: targets.{name}.precisions")
+        for chosen, overrides in selection.components.items():
+            for component, precision in overrides.items():
+                where = f"{shown(path)}: targets.{name}.components.{chosen}.{component}"
+                check_precision(target, precision, where)
     for name in config.verify.tokens:
         if name != "onnx" and name not in target_names():
             raise ConfigError(

@@ -103,7 +103,11 @@ class ComponentManifest(_Record):
     task: Task
     component: Component
     target: str
+    #: the set this artifact belongs to, by which it is selected
     precision: Precision
+    #: what this component really is within the set, where that differs (vision encoder ``int8``,
+    #: text decoder ``w8f16`` in one ``int8`` set)
+    built_as: Precision | None = None
     key: str
     key_inputs: dict[str, Any]
     nets: tuple[Net, ...]

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Task = Literal["caption", "vqa", "itm"]
-Precision = Literal["f32", "f16", "bf16"]
+#: What a set of artifacts is built as. ``w8f16``: weights INT8, arithmetic f16. ``int8`` and ``int4``
+#: are mixed: what becomes an integer and what stays in float is decided per component and layer.
+Precision = Literal["f32", "f16", "bf16", "int8", "int4", "w8f16", "w8bf16", "w4f16", "w4bf16"]
 Component = Literal[
     "vision_encoder",
     "text_encoder",
@@ -62,6 +64,18 @@ class TargetSelection(Strict):
     """Which precisions to build for one target."""
 
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)]
+    #: components that are built as something else within a precision's set, e.g.
+    #: ``{int8: {text_decoder: w8f16}}``; the artifact still belongs to the set it is listed under
+    components: dict[Precision, dict[Component, Precision]] = {}
+
+    @model_validator(mode="after")
+    def _overrides_are_listed(self) -> TargetSelection:
+        for precision in self.components:
+            if precision not in self.precisions:
+                raise ValueError(
+                    f"components.{precision}: this precision is not in precisions; list it there"
+                )
+        return self
 
     @field_validator("precisions")
     @classmethod
@@ -92,6 +106,17 @@ class VerifyConfig(Strict):
     simulate: bool = True
 
 
+class CalibrationConfig(Strict):
+    """Data that integer precisions are calibrated with; recorded in the artifacts' manifests."""
+
+    #: ``scenes``, the procedural scenes' training split, or a folder of images with an optional
+    #: ``questions.csv`` (``image,question``), relative to the repository root or absolute
+    source: Annotated[str, Field(min_length=1)] = "scenes"
+    #: images, each with its questions or texts
+    samples: PositiveInt = 64
+    seed: int = 0
+
+
 class PipelineConfig(Strict):
     """A whole pipeline file."""
 
@@ -101,6 +126,7 @@ class PipelineConfig(Strict):
     targets: Annotated[dict[str, TargetSelection], Field(min_length=1)]
     #: where artifacts go, relative to the repository root
     artifacts: PurePosixPath = PurePosixPath("models/artifacts")
+    calibration: CalibrationConfig = CalibrationConfig()
     verify: VerifyConfig
 
     @model_validator(mode="after")
