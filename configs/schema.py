@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Task = Literal["caption", "vqa", "itm"]
-#: What a set of artifacts is built as. ``w8f16``: weights INT8, arithmetic f16. ``int8`` and ``int4``
-#: are mixed: what becomes an integer and what stays in float is decided per component and layer.
+#: What a set of artifacts is built as. ``w8f16``: weights INT8, arithmetic f16. ``int8`` and
+#: ``int4`` are mixed: what becomes an integer and what stays in float is decided per component.
 Precision = Literal["f32", "f16", "bf16", "int8", "int4", "w8f16", "w8bf16", "w4f16", "w4bf16"]
 Component = Literal[
     "vision_encoder",
