@@ -49,10 +49,16 @@ class Built:
 
 
 @cache
-def source_digest(package: str) -> str:
-    """Digest of a stage's own source files: the stage version that no one can forget to raise."""
+def source_digest(package: str, without: tuple[str, ...] = ()) -> str:
+    """Digest of a stage's own source files: the stage version that no one can forget to raise.
+
+    ``without`` names subfolders that decide nothing about the stage's results.
+    """
     digest = hashlib.sha256()
-    for path in sorted((REPOSITORY_ROOT / package).rglob("*.py")):
+    folder = REPOSITORY_ROOT / package
+    for path in sorted(folder.rglob("*.py")):
+        if path.relative_to(folder).parts[0] in without:
+            continue
         digest.update(str(path.relative_to(REPOSITORY_ROOT)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -15,9 +15,10 @@ from verify.report import print_not_simulated, print_table
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@application.command()
+@application.callback(invoke_without_command=True)
 @exit_codes
 def main(
+    context: typer.Context,
     config: Annotated[Path, typer.Option(help="Pipeline file.")] = Path("configs/reference.yaml"),
     task: Annotated[str | None, typer.Option(help="Only these tasks, comma-separated.")] = None,
     component: Annotated[
@@ -30,6 +31,8 @@ def main(
     ] = False,
 ) -> None:
     """Verifies artifacts; writes verify.json beside them. Finished checks are not repeated."""
+    if context.invoked_subcommand:
+        return
     selection = select(config, task=task, component=component, target=target, precision=precision)
     result = verify(selection, Path(shown(config)), full=full)
     error = failure(result)

@@ -21,6 +21,8 @@ from verify.tolerances import Gate, ScoreTolerance, source
 
 #: Divergences that the verdict lists.
 MOST_DIVERGENCES = 5
+#: Answers that the verdict quotes whether they agree or not, for the report's side-by-side view.
+QUOTED_EXAMPLES = 6
 #: Characters of an answer that a message quotes.
 MOST_CHARACTERS = 80
 
@@ -82,6 +84,15 @@ def token_check(
             cases, expected, [answer.tokens for answer in expected], tokenizer
         ),
         "first_divergences": divergences[:MOST_DIVERGENCES],
+        "examples": [
+            {
+                **_about(case),
+                "expected": tokenizer.decode(answer.tokens),
+                "found": tokenizer.decode(tokens),
+                "same": equal,
+            }
+            for case, answer, tokens, equal in zip(cases, expected, found, same, strict=True)
+        ][:QUOTED_EXAMPLES],
     }
     return Check(subject, len(same), metrics, _gate_record(gate), tuple(problems))
 
@@ -137,6 +148,15 @@ def score_check(
             for case, answer, match, equal in zip(cases, expected, found, same, strict=True)
             if not equal
         ][:MOST_DIVERGENCES],
+        "examples": [
+            {
+                **_about(case),
+                "expected": number(answer.probability or 0.0),
+                "found": number(match.probability),
+                "same": bool(equal),
+            }
+            for case, answer, match, equal in zip(cases, expected, found, same, strict=True)
+        ][:QUOTED_EXAMPLES],
     }
     record = {
         **_gate_record(gate),
@@ -150,6 +170,10 @@ def score_check(
 
 def _short(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."
+
+
+def _about(case: Case) -> dict[str, Any]:
+    return {"scene": case.scene, "text": case.text, "truth": case.truth}
 
 
 def _below_gate(what: str, rate: float, same: int, total: int, gate: Gate) -> list[str]:

@@ -23,6 +23,8 @@ from verify.tolerances import Stage, tolerances_digest
 LARGE_BMODEL_BYTES = 48 << 20
 #: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
 OPENVINO_MODES = ("exact", "fast")
+#: Subfolders of verify/ that only read results or measure something else: no check depends on them.
+NOT_PART_OF_A_CHECK = ("benchmark", "bisect", "report_page")
 #: Components that take text of a fixed length on chips, hence padding.
 PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
 
@@ -161,7 +163,11 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
 
 @cache
 def _sources() -> dict[str, str]:
-    return {name: source_digest(name) for name in ("verify", "runtime", "configs/scenes")}
+    return {
+        "verify": source_digest("verify", NOT_PART_OF_A_CHECK),
+        "runtime": source_digest("runtime"),
+        "configs/scenes": source_digest("configs/scenes"),
+    }
 
 
 @cache
