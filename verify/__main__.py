@@ -9,6 +9,7 @@ import typer
 
 from configs.command import exit_codes, select
 from configs.load import shown
+from verify.evaluation.command import evaluate
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
 
@@ -42,6 +43,9 @@ def main(
     if error:
         raise error
     announce(result)
+
+
+application.command()(evaluate)
 
 
 if __name__ == "__main__":
