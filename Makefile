@@ -11,7 +11,7 @@ precision = $(if $(PRECISION),--precision $(PRECISION))
 target = $(if $(TARGET),--target $(TARGET))
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify report test test-slow test-device \
 	test-network lint format clean distclean
 
 help: ## list the targets
@@ -21,7 +21,8 @@ help: ## list the targets
 all: setup ## set up, export, compile for every target of CONFIG, verify
 	@$(PYTHON) -m export $(select) $(dry_run) $(force)
 	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
-	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full))
+	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full); \
+		status=$$?; [ $$status -gt 1 ] || $(PYTHON) -m verify report --config $(CONFIG); exit $$status)
 
 setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and .venv-tpu
 
@@ -52,6 +53,9 @@ compile: export $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
 
 verify: setup ## prove every artifact against onnxruntime and the checkpoint (VERIFY=full: full-size simulation)
 	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
+
+report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
+	@$(PYTHON) -m verify report --config $(CONFIG) $(force)
 
 test: setup ## run the tests
 	@$(PYTHON) -m pytest

@@ -12,6 +12,7 @@ from configs.load import shown
 from verify.evaluation.command import evaluate
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
+from verify.report_page.command import report
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,6 +47,7 @@ def main(
 
 
 application.command()(evaluate)
+application.command()(report)
 
 
 if __name__ == "__main__":
