@@ -12,7 +12,7 @@ target = $(if $(TARGET),--target $(TARGET))
 
 .DEFAULT_GOAL := help
 .PHONY: help all setup setup-tpu doctor export ir bmodel compile verify report test test-slow test-device \
-	test-network lint format clean distclean
+	test-network test-browser lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ test-slow: setup ## tests that need full-size models
 
 test-device: setup ## tests that need a SOPHON board or card
 	@$(PYTHON) -m pytest -m device
+
+test-browser: setup ## the report in a headless browser (needs Chromium)
+	@$(PYTHON) -m pytest -m browser
 
 test-network: setup ## tests that need a model hub
 	@$(PYTHON) -m pytest -m network

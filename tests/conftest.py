@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +22,30 @@ OPT_IN = {
 }
 
 
+#: where a browser may be, by the names of Debian, Ubuntu, Fedora and Google
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_BROWSER = (
+    "needs a browser; run: apt-get install chromium (or set BROWSER_PATH), then: make test-browser"
+)
+
+
+def browser_path() -> str | None:
+    """An installed Chromium, or None."""
+    if given := os.environ.get("BROWSER_PATH"):
+        return given
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Lists opt-in tests as skipped, with the command that runs them, unless -m asks for them."""
     asked = str(config.getoption("markexpr"))
+    # CI sets REQUIRE_BROWSER: there a missing browser is a failure.
+    no_browser = (
+        browser_path() is None and "browser" not in asked and not os.environ.get("REQUIRE_BROWSER")
+    )
     for item in items:
+        if no_browser and item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
         for marker, (need, command) in OPT_IN.items():
             if item.get_closest_marker(marker) and marker not in asked:
                 item.add_marker(pytest.mark.skip(reason=f"needs {need}; run: {command}"))

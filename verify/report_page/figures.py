@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 
 TASK_NAMES = {"caption": "Captioning", "vqa": "Question answering", "itm": "Image-text matching"}
 TARGET_NAMES = {"onnx": "ONNX", "openvino": "OpenVINO"}
+#: Margins beyond this are not told apart.
+LARGEST_MARGIN = 10_000
 COMPONENT_NAMES = {
     "tokens": "whole answers",
     "scores": "match decisions and scores",
@@ -74,6 +76,8 @@ def times(value: float | None) -> str:
         return "–"
     if math.isinf(value):
         return "exact"
+    if value > LARGEST_MARGIN:
+        return f"> {LARGEST_MARGIN:,}×"
     return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×"
 
 

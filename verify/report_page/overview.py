@@ -61,15 +61,17 @@ class Overview:
     lines: list[Line]
     axis: LogAxis
     failed: list[Row]
+    #: gates of the evaluation that do not hold, one line each
+    gates: list[str]
 
 
-def overview(sources: Sources, every: Sequence[Row]) -> Overview:
-    """Sums a verification up."""
+def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) -> Overview:
+    """Sums a verification up; ``gates`` are the evaluation's gates that do not hold."""
     failed = [row for row in every if not row.passed]
     notices = _notices(sources, every)
     error = sources.verdict.get("error")
     passed = bool(sources.verdict.get("passed")) and bool(every) and not failed
-    if failed or (error and not every):
+    if failed or gates or (error and not every):
         state: State = "failed"
     else:
         state = "passed" if passed and not _outdated(sources) else "incomplete"
@@ -77,23 +79,30 @@ def overview(sources: Sources, every: Sequence[Row]) -> Overview:
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
     lines = [_line(way, tasks, every, axis) for way in ways(every)]
-    sentence = _sentence(every, failed, str(error) if error else "")
-    return Overview(state, HEADLINES[state], sentence, notices, tasks, lines, axis, failed)
+    sentence = _sentence(every, failed, gates, str(error) if error else "")
+    return Overview(
+        state, HEADLINES[state], sentence, notices, tasks, lines, axis, failed, list(gates)
+    )
 
 
-def _sentence(every: Sequence[Row], failed: Sequence[Row], error: str) -> str:
+def _sentence(every: Sequence[Row], failed: Sequence[Row], gates: Sequence[str], error: str) -> str:
     if not every:
         return error or "Nothing was compared."
+    lost = f" {_count(len(gates), 'gate')} of the evaluation not reached." if gates else ""
     if failed:
-        return f"{len(failed)} of {len(every)} checks failed."
-    passed = f"All {len(every)} checks passed."
+        return f"{len(failed)} of {_count(len(every), 'check')} failed.{lost}"
+    passed = f"All {len(every)} checks passed.{lost}"
     closest = tightest(every)
-    if closest is None:
+    if closest is None or gates:
         return passed
     return (
         f"{passed} The least margin is {times(closest.margin)}: "
         f"{task_name(closest.task).lower()}, {component_name(closest.part)}, {closest.name}."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _notices(sources: Sources, every: Sequence[Row]) -> list[str]:

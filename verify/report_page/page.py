@@ -18,6 +18,7 @@ from verify.report_page import figures
 from verify.report_page.built import artifacts, tool_versions
 from verify.report_page.checks import error_axis, rows
 from verify.report_page.checks import figures as check_figures
+from verify.report_page.evaluation import evaluations, failed_gates
 from verify.report_page.overview import overview
 from verify.report_page.samples import samples
 from verify.report_page.sources import Sources, read_sources
@@ -51,7 +52,7 @@ def write_report(pipeline: PipelineConfig, config: Path, *, force: bool = False)
     path = sources.root / REPORT_FILE
     key = key_of({"sources": sources.digest, "page": _own_digest()})
     every = rows(sources.checks)
-    summary = overview(sources, every)
+    summary = overview(sources, every, failed_gates(evaluations(sources)))
     with FileLock(sources.root / ".report.lock"):
         unchanged = not force and _key_of_page(path) == key
         if not unchanged:
@@ -66,7 +67,6 @@ def render(sources: Sources, key: str = "0" * 64) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -82,15 +82,17 @@ def render(sources: Sources, key: str = "0" * 64) -> str:
         target=figures.target_name,
     )
     every = rows(sources.checks)
+    results = evaluations(sources)
     return environment.get_template("page.html").render(
         key=key,
         sources=sources,
         pipeline=sources.pipeline,
-        overview=overview(sources, every),
+        overview=overview(sources, every, failed_gates(results)),
         rows=every,
         axis=error_axis(every),
         check_figures=check_figures,
         samples=samples(every),
+        evaluations=results,
         artifacts=artifacts(sources, every),
         tools=tool_versions(sources),
         configuration=_resolved(sources.pipeline),

@@ -14,8 +14,12 @@ from configs.layout import MANIFEST_SUFFIX, Layout
 from configs.load import shown
 from configs.manifest import ComponentManifest, TaskManifest, key_of, read_manifest
 from configs.schema import PipelineConfig
+from verify.results import Check
 
 Json = dict[str, Any]
+
+#: Results of other commands, by the kind they name themselves: where they lie below the root.
+RESULTS = {"evaluation": "evaluation/*.json"}
 
 
 @dataclass
@@ -31,6 +35,8 @@ class Sources:
     tasks: list[TaskManifest] = field(default_factory=list)
     #: manifest path as verify.json has it -> manifest
     components: dict[str, ComponentManifest] = field(default_factory=dict)
+    #: results of other commands: kind -> (path, content)
+    results: dict[str, list[tuple[Path, Json]]] = field(default_factory=dict)
     #: files that could not be read, one line each
     unreadable: list[str] = field(default_factory=list)
     #: digest of everything read
@@ -69,6 +75,9 @@ def read_sources(pipeline: PipelineConfig, config: Path) -> Sources:
                 digests[shown(path)] = _digest(path)
             except InputError as error:
                 sources.unreadable.append(str(error))
+    for kind, pattern in RESULTS.items():
+        for path in sorted(layout.root.glob(pattern)):
+            _read_result(sources, kind, path, digests)
     sources.digest = key_of(
         {
             "files": digests,
@@ -83,20 +92,35 @@ def read_sources(pipeline: PipelineConfig, config: Path) -> Sources:
 
 def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
     try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(verdict, dict) or not isinstance(verdict.get("checks"), list):
-            raise ValueError
+        verdict: Json = json.loads(path.read_text(encoding="utf-8"))
+        for check in verdict["checks"]:
+            Check.of(check)
     except FileNotFoundError:
         raise InputError(
             f"{shown(path)}: nothing was verified yet, so there is nothing to report; "
             f"run: make verify CONFIG={config}"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{shown(path)}: damaged; delete it and run: make verify CONFIG={config}"
+            f"{shown(path)}: damaged or of another version; delete it and run: "
+            f"make verify CONFIG={config}"
         ) from None
     digests[shown(path)] = _digest(path)
     return verdict
+
+
+def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str]) -> None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("kind") != kind:
+            raise ValueError(f"not a result of kind {kind!r}")
+        if data.get("schema_version") != 1:
+            raise ValueError(f"schema_version {data.get('schema_version')} is not 1")
+    except (OSError, ValueError) as error:
+        sources.unreadable.append(f"{shown(path)}: {error}")
+        return
+    sources.results.setdefault(kind, []).append((path, data))
+    digests[shown(path)] = _digest(path)
 
 
 def _digest(path: Path) -> str:
