@@ -50,7 +50,7 @@ class QuestionAnswerer(Task):
         """Image states ``[images, image tokens, hidden]`` for ``answer``."""
         timings = timings or Timings()
         states = []
-        for part in chunks(images, self._images_at_once()):
+        for part in chunks(images, self.images_at_once()):
             with timings.measure("preprocess", len(part)):
                 pixel_values = self.preprocessor(part)
             with timings.measure("vision", len(part)):
@@ -102,7 +102,7 @@ class QuestionAnswerer(Task):
         if len(questions) != len(images) or any(isinstance(asked, str) for asked in questions):
             raise InputError(f"questions: pass one list of questions per image ({len(images)})")
         answers: List[List[Answer]] = []
-        for part in chunks(range(len(images)), self._images_at_once()):
+        for part in chunks(range(len(images)), self.images_at_once()):
             embeds = self.encode([images[index] for index in part], timings=timings)
             asked = [(row, text) for row, index in enumerate(part) for text in questions[index]]
             flat = self.answer(
@@ -142,7 +142,7 @@ class QuestionAnswerer(Task):
         if len(ids) != len(pixels):
             raise InputError(f"input_ids: {len(ids)} rows for {len(pixels)} images")
         found: List[List[TokenSequence]] = []
-        for part in chunks(range(len(pixels)), self._images_at_once()):
+        for part in chunks(range(len(pixels)), self.images_at_once()):
             picked = slice(part[0], part[-1] + 1)
             embeds = self._image_embeds(pixels[picked])
             rows = list(range(len(part)))
@@ -200,7 +200,8 @@ class QuestionAnswerer(Task):
         best = found[0]
         return Answer(best.text, best.token_ids, best.score, tuple(found[1:]))
 
-    def _images_at_once(self) -> int:
+    def images_at_once(self) -> int:
+        """See ``Task``."""
         size, image = self.manifest.dimensions, self.manifest.image
         floats = 3 * image.height * image.width + 2 * size.image_tokens * size.vision_hidden_size
         return chunk_rows(self.session("vision_encoder"), 4 * floats)

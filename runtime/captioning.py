@@ -71,7 +71,7 @@ class Captioner(Task):
             raise InputError(f"prompts: {len(texts)} for {len(images)} images; pass one per image")
         ids = [self.tokenizer.prompt(text) for text in texts]
         captions: List[Caption] = []
-        for part in chunks(range(len(images)), self._rows_at_once()):
+        for part in chunks(range(len(images)), self.images_at_once()):
             with timings.measure("preprocess", len(part)):
                 pixel_values = self.preprocessor([images[index] for index in part])
             found = self._generate(
@@ -116,7 +116,7 @@ class Captioner(Task):
             )
         settings = GenerationSettings.from_arguments(**generate_kwargs)
         found: List[List[TokenSequence]] = []
-        for part in chunks(range(rows), self._rows_at_once()):
+        for part in chunks(range(rows), self.images_at_once()):
             picked = slice(part[0], part[-1] + 1)
             found += self._generate(pixels[picked], prompts[picked], settings, None, Timings())
         return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
@@ -156,7 +156,8 @@ class Captioner(Task):
         best = found[0]
         return Caption(best.text, best.token_ids, best.score, tuple(found[1:]))
 
-    def _rows_at_once(self) -> int:
+    def images_at_once(self) -> int:
+        """See ``Task``."""
         size, image = self.manifest.dimensions, self.manifest.image
         states = size.image_tokens * size.vision_hidden_size
         cross = size.layers * 2 * size.image_tokens * size.heads * size.head_size

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple
+import time
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple, Union
 
 import numpy as np
-from PIL import Image
 
 from runtime.captioning import Caption
-from runtime.drawing import draw_results
 from runtime.errors import InputError
 from runtime.generation_settings import GenerationSettings
-from runtime.images import load_image
-from runtime.options import generation_arguments, image_paths, targets, task_arguments
-from runtime.reports import Line, Report
+from runtime.images import PreparedImage
+from runtime.inputs import WorkItem, image_paths, work_items
+from runtime.options import generation_arguments, targets, task_arguments
+from runtime.reports import Columns, Line, Report
+from runtime.stages import fixed_batch
+from runtime.streaming import StopSignal, Stream
 from runtime.tables import Progress
 from runtime.task import Task
 from runtime.tasks import Captioner, Matcher, QuestionAnswerer
 from runtime.timing import Timings
 
-#: Images held at a time; each is held at the model's size, not its own.
-_GROUP = 64
+#: Images that ``--show`` draws.
+_SHOWN = 60
 _INPUT_PROBLEM = 2
 
-Loaded = Tuple[Path, Image.Image]
+Loaded = Tuple[WorkItem, PreparedImage]
+#: A task, loaded images and where to count time, to the results of every image.
+Work = Callable[[Any, Sequence[Loaded], Timings], List[List[Line]]]
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -34,36 +37,105 @@ def caption(options: argparse.Namespace) -> int:
     generation = generation_arguments(options)
     GenerationSettings.from_arguments(**generation)
 
-    def work(task: Captioner, group: Sequence[Loaded], timings: Timings) -> Iterator[Line]:
-        found = task.batch(
-            [image for _, image in group], options.prompt, timings=timings, **generation
-        )
-        for (path, _), result in zip(group, found):
-            yield Line(path, None, task.artifacts.target, result.text, _sequence_fields(result))
+    def work(task: Captioner, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        images = [image for _, image in group]
+        found = task.batch(images, options.prompt, timings=timings, **generation)
+        return [
+            [Line(item.image, None, task.artifacts.target, result.text, _sequence_fields(result))]
+            for (item, _), result in zip(group, found)
+        ]
 
-    return _run(Captioner, options, work)
+    items = work_items(options.images, None, "", recursive=options.recursive)
+    return _run(Captioner, options, items, [], work)
 
 
 def answer(options: argparse.Namespace) -> int:
     """Runs ``blip-edge vqa``; returns the exit code."""
     generation = generation_arguments(options)
     GenerationSettings.from_arguments(**generation)
-    if not options.question:
+    if not options.question and options.csv is None:
         return _ask_interactively(options, generation)
+    items = work_items(options.images, options.csv, "question", recursive=options.recursive)
 
-    def work(task: QuestionAnswerer, group: Sequence[Loaded], timings: Timings) -> Iterator[Line]:
-        questions = [options.question] * len(group)
-        found = task.batch([image for _, image in group], questions, timings=timings, **generation)
-        for (path, _), results in zip(group, found):
-            for question, result in zip(options.question, results):
-                fields = {"question": question, **_sequence_fields(result)}
-                yield Line(path, question, task.artifacts.target, result.text, fields)
+    def work(task: QuestionAnswerer, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        questions = [[*item.texts, *options.question] for item, _ in group]
+        images = [image for _, image in group]
+        found = task.batch(images, questions, timings=timings, **generation)
+        return [
+            [
+                Line(
+                    item.image,
+                    question,
+                    task.artifacts.target,
+                    result.text,
+                    {"question": question, **_sequence_fields(result)},
+                )
+                for question, result in zip(asked, results)
+            ]
+            for (item, _), asked, results in zip(group, questions, found)
+        ]
 
-    return _run(QuestionAnswerer, options, work)
+    return _run(QuestionAnswerer, options, items, options.question, work)
 
 
 def match(options: argparse.Namespace) -> int:
     """Runs ``blip-edge match``; returns the exit code."""
+    if options.csv is not None:
+        return _match_pairs(options)
+    texts = _texts(options)
+    top_k = len(texts) if options.top_k is None else options.top_k
+    features: Dict[Task, np.ndarray] = {}
+
+    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        if task not in features:
+            features[task] = task.text_features(texts, timings=timings)
+        ranking = task.rank(
+            [image for _, image in group],
+            texts,
+            top_k=top_k,
+            images_per_text=0,
+            text_features=features[task],
+            timings=timings,
+        )
+        return [
+            [
+                _match_line(
+                    item,
+                    texts[column],
+                    task,
+                    float(ranking.probability[row, column]),
+                    float(ranking.cosine[row, column]),
+                    place,
+                )
+                for place, column in enumerate(ranking.texts_for(row), start=1)
+            ]
+            for row, (item, _) in enumerate(group)
+        ]
+
+    items = work_items(options.images, None, "text", recursive=options.recursive)
+    return _run(Matcher, options, items, texts, work)
+
+
+def _match_pairs(options: argparse.Namespace) -> int:
+    if options.text or options.texts is not None or options.top_k is not None:
+        raise InputError("match: --csv names the pairs; leave out --text, --texts and --top-k")
+
+    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        texts = [item.texts for item, _ in group]
+        found = task.pairs([image for _, image in group], texts, timings=timings)
+        return [
+            [
+                _match_line(item, text, task, result.probability, result.cosine)
+                for text, result in zip(item.texts, results)
+            ]
+            for (item, _), results in zip(group, found)
+        ]
+
+    items = work_items(options.images, options.csv, "text", recursive=options.recursive)
+    return _run(Matcher, options, items, [], work)
+
+
+def _texts(options: argparse.Namespace) -> List[str]:
     texts = list(options.text)
     if options.texts is not None:
         try:
@@ -72,70 +144,119 @@ def match(options: argparse.Namespace) -> int:
             raise InputError(f"--texts {options.texts}: cannot be read ({error})") from None
         texts += [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise InputError("match: give at least one --text, or a file with --texts")
-    top_k = len(texts) if options.top_k is None else options.top_k
-
-    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> Iterator[Line]:
-        ranking = task.rank([image for _, image in group], texts, top_k=top_k, timings=timings)
-        for row, (path, _) in enumerate(group):
-            for place, column in enumerate(ranking.texts_for(row), start=1):
-                cosine = float(ranking.cosine[row, column])
-                known = float(ranking.probability[row, column])
-                probability = None if np.isnan(known) else known
-                fields = {
-                    "text": texts[column],
-                    "rank": place,
-                    "probability": probability,
-                    "cosine": cosine,
-                }
-                shown = "-" if probability is None else f"{probability:.4f}"
-                text = f"#{place}  probability {shown}  cosine {cosine:.4f}"
-                yield Line(path, texts[column], task.artifacts.target, text, fields)
-
-    return _run(Matcher, options, work)
+        raise InputError("match: give at least one --text, a file --texts, or pairs --csv")
+    return texts
 
 
-def _run(kind: Any, options: argparse.Namespace, work: Any) -> int:
-    paths = image_paths(options.images)
-    report = Report(as_json=options.json)
+def _match_line(
+    item: WorkItem, text: str, task: Task, probability: float, cosine: float, place: int = 0
+) -> Line:
+    """One text's match; a probability of NaN is unknown, a place of 0 is no rank."""
+    known = None if np.isnan(probability) else probability
+    rank = {"rank": place} if place else {}
+    fields = {"text": text, **rank, "probability": known, "cosine": cosine}
+    shown = "-" if known is None else f"{known:.4f}"
+    first = f"#{place}  " if place else ""
+    said = f"{first}probability {shown}  cosine {cosine:.4f}"
+    return Line(item.image, text, task.artifacts.target, said, fields)
+
+
+def _run(
+    kind: Any,
+    options: argparse.Namespace,
+    items: Sequence[WorkItem],
+    subjects: Sequence[str],
+    work: Work,
+) -> int:
+    names = targets(options)
+    asked = [*subjects, *(text for item in items for text in item.texts)]
+    paths = [item.image for item in items]
+    columns = Columns.of(paths, asked, several_targets=len(names) > 1)
+    keep = 0 if options.show is None else _SHOWN
+    report = Report(as_json=options.json, columns=columns, keep_images=keep)
     timings: Dict[str, Timings] = {}
-    bad: Dict[Path, str] = {}
-    for target in targets(options):
-        measured = timings[target] = Timings()
-        progress = Progress(len(paths), target)
+    rates: Dict[str, float] = {}
+    bad: Set[WorkItem] = set()
+    for target in names:
+        stop = StopSignal()
+        measured = timings[target] = Timings(interrupt=stop.check)
         with kind.from_artifacts(options.artifacts, **task_arguments(options, target)) as task:
-            for start in range(0, len(paths), _GROUP):
-                group = list(_load(task, paths[start : start + _GROUP], bad, report, measured))
-                if group and start == 0 and options.timing:
-                    # Loading and first calls are not what a user wants to know per image.
-                    list(work(task, group[:1], Timings()))
-                if group:
-                    for line in work(task, group, measured):
-                        report.add(line)
-                progress.advance(len(paths[start : start + _GROUP]))
-        progress.clear()
+            left = [item for item in items if item not in bad]
+            if options.timing:
+                _warm_up(task, left, work)
+            begin = time.perf_counter()
+            done = _stream(task, left, work, measured, stop, report, bad)
+            if done:
+                rates[target] = done / (time.perf_counter() - begin)
     report.print_table()
     if options.timing:
-        report.print_timings(timings)
+        report.print_timings(timings, rates)
     if options.show is not None:
+        # Drawing needs more of Pillow than captioning does.
+        from runtime.drawing import draw_results
+
         draw_results(report.lines, options.show)
     return _INPUT_PROBLEM if report.problems else 0
 
 
-def _load(
-    task: Task, paths: Sequence[Path], bad: Dict[Path, str], report: Report, timings: Timings
-) -> Iterator[Loaded]:
-    for path in paths:
-        if path in bad:
-            continue
+def _stream(
+    task: Task,
+    items: Sequence[WorkItem],
+    work: Work,
+    timings: Timings,
+    stop: StopSignal,
+    report: Report,
+    bad: Set[WorkItem],
+) -> int:
+    """Works through the items and reports them in order; returns how many images were good."""
+
+    def load(item: WorkItem) -> PreparedImage:
+        with timings.measure("preprocess"):
+            return task.preprocessor.prepare(item.image)
+
+    stream: Stream[WorkItem, PreparedImage, List[Line]] = Stream(
+        load,
+        lambda group: work(task, group, timings),
+        batch=task.images_at_once(),
+        workers=task.concurrency(),
+        stop=stop,
+    )
+    good = 0
+    progress = Progress(len(items), task.artifacts.target)
+    try:
+        for item, outcome in stream(items):
+            progress.clear()
+            good += _reported(item, outcome, report, bad)
+            progress.advance()
+    finally:
+        progress.clear()
+    return good
+
+
+def _reported(
+    item: WorkItem, outcome: Union[List[Line], InputError], report: Report, bad: Set[WorkItem]
+) -> int:
+    if isinstance(outcome, InputError):
+        bad.add(item)
+        report.problem(item.image, str(outcome))
+        return 0
+    for line in outcome:
+        report.add(line)
+    return 1
+
+
+def _warm_up(task: Task, items: Sequence[WorkItem], work: Work) -> None:
+    """Loading and first calls are not what a user wants to know per image."""
+    for item in items:
         try:
-            with timings.measure("preprocess", 0):
-                image = task.preprocessor.resized(load_image(path))
-        except InputError as error:
-            bad[path] = str(error)
-            report.problem(path, str(error))
+            prepared = task.preprocessor.prepare(item.image)
+        except InputError:
             continue
-        yield path, image
+        # Nets with dynamic shapes prepare themselves for every new batch size.
+        fixed = fixed_batch(task.session("vision_encoder").manifest.nets[0]) is not None
+        rows = 1 if fixed else min(len(items), task.images_at_once())
+        work(task, [(item, prepared)] * rows, Timings())
+        return
 
 
 def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) -> int:
@@ -160,7 +281,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
             if not options.json:
                 print(result.text, flush=True)
     if options.timing:
-        report.print_timings({options.target: timings})
+        report.print_timings({options.target: timings}, {})
     return _INPUT_PROBLEM if report.problems else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,8 +12,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import InputError
 
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that went through the checkpoint's image processor already."""
+
+    #: ``[3, height, width]`` float32
+    pixels: "np.ndarray[Any, Any]"
+
+
 #: What the tasks accept; arrays are uint8 ``[height, width]`` or ``[height, width, 1|3|4]``.
-ImageSource = Union[str, Path, bytes, Image.Image, "np.ndarray[Any, Any]"]
+ImageSource = Union[str, Path, bytes, Image.Image, "np.ndarray[Any, Any]", PreparedImage]
 
 #: Larger images are refused before their pixels are decoded: 64 million pixels are 192 MB of RGB.
 MAXIMUM_PIXELS = 64_000_000

@@ -69,21 +69,47 @@ class Matcher(Task):
         """
         if isinstance(texts, str) or len(images) != len(texts):
             raise InputError(f"texts: pass one per image ({len(images)})")
+        found = self.pairs(images, [[text] for text in texts], timings=timings)
+        return [matches[0] for matches in found]
+
+    def pairs(
+        self,
+        images: Sequence[ImageSource],
+        texts: Sequence[Sequence[str]],
+        *,
+        timings: Optional[Timings] = None,
+    ) -> List[List[Match]]:
+        """Matches every text of ``texts[i]`` with ``images[i]``, which is encoded once.
+
+        Raises:
+            InputError: an image or text that cannot be used.
+        """
+        if len(images) != len(texts) or any(isinstance(mine, str) for mine in texts):
+            raise InputError(f"texts: pass one list of texts per image ({len(images)})")
         timings = timings or Timings()
-        matches: List[Match] = []
-        for part in chunks(range(len(images)), self._rows_at_once()):
+        matches: List[List[Match]] = []
+        for part in chunks(range(len(images)), self.images_at_once()):
             embeds = self.encode([images[i] for i in part], timings=timings)
-            mine = [texts[i] for i in part]
-            image_features = self.image_features(embeds, timings=timings)
-            text_features = self.text_features(mine, timings=timings)
-            logits = self.itm_logits(embeds, mine, list(range(len(part))), timings=timings)
-            probabilities = softmax(logits)[:, 1]
-            cosines = (image_features * text_features).sum(axis=1)
-            matches += [
-                Match(float(p), float(c), (float(a), float(b)))
-                for p, c, (a, b) in zip(probabilities, cosines, logits)
-            ]
+            rows = [row for row, index in enumerate(part) for _ in texts[index]]
+            mine = [text for index in part for text in texts[index]]
+            flat = iter(self._matches(embeds, mine, rows, timings))
+            matches += [[next(flat) for _ in texts[index]] for index in part]
         return matches
+
+    def _matches(
+        self, embeds: np.ndarray, texts: List[str], rows: List[int], timings: Timings
+    ) -> List[Match]:
+        if not texts:
+            return []
+        image_features = self.image_features(embeds, timings=timings)[rows]
+        text_features = self.text_features(texts, timings=timings)
+        logits = self.itm_logits(embeds, texts, rows, timings=timings)
+        probabilities = softmax(logits)[:, 1]
+        cosines = (image_features * text_features).sum(axis=1)
+        return [
+            Match(float(p), float(c), (float(a), float(b)))
+            for p, c, (a, b) in zip(probabilities, cosines, logits)
+        ]
 
     def rank(
         self,
@@ -91,6 +117,8 @@ class Matcher(Task):
         texts: Sequence[str],
         *,
         top_k: int = 10,
+        images_per_text: Optional[int] = None,
+        text_features: Optional[np.ndarray] = None,
         timings: Optional[Timings] = None,
     ) -> Ranking:
         """Ranks texts for images and images for texts: by cosine, the best by the matching head.
@@ -99,6 +127,9 @@ class Matcher(Task):
             images: the images.
             texts: the texts.
             top_k: best texts per image, and best images per text, that the head looks at.
+            images_per_text: best images per text instead; with 0, an image's ranking does not
+                depend on the other images.
+            text_features: of the texts, where many groups of images are ranked against them.
             timings: collects the time of each stage.
 
         Raises:
@@ -110,11 +141,11 @@ class Matcher(Task):
             raise InputError(f"top_k {top_k}: must be at least 0")
         timings = timings or Timings()
         embeds = self.encode(images, timings=timings)
-        cosine = (
-            self.image_features(embeds, timings=timings)
-            @ self.text_features(texts, timings=timings).T
-        )
-        wanted = _best(cosine, top_k) | _best(cosine.T, top_k).T
+        if text_features is None:
+            text_features = self.text_features(texts, timings=timings)
+        cosine = self.image_features(embeds, timings=timings) @ text_features.T
+        per_text = top_k if images_per_text is None else images_per_text
+        wanted = _best(cosine, top_k) | _best(cosine.T, per_text).T
         probability = np.full(cosine.shape, np.nan, dtype=np.float32)
         rows, columns = np.nonzero(wanted)
         if len(rows):
@@ -129,7 +160,7 @@ class Matcher(Task):
         """Image states ``[images, image tokens, hidden]``."""
         timings = timings or Timings()
         states = []
-        for part in chunks(images, self._rows_at_once()):
+        for part in chunks(images, self.images_at_once()):
             with timings.measure("preprocess", len(part)):
                 feeds = {"pixel_values": self.preprocessor(part)}
             with timings.measure("vision", len(part)):
@@ -145,7 +176,7 @@ class Matcher(Task):
         with timings.measure("vision_projection", len(image_embeds)):
             parts = [
                 run_rows(session, {"image_embeds": part})["image_features"]
-                for part in chunks_of(image_embeds, self._rows_at_once())
+                for part in chunks_of(image_embeds, self.images_at_once())
             ]
         return np.concatenate(parts)
 
@@ -159,7 +190,7 @@ class Matcher(Task):
         rows = [self.tokenizer.encode(text) for text in texts]
         parts = []
         with timings.measure("text_encoder_unimodal", len(texts)):
-            for part in chunks(rows, self._rows_at_once()):
+            for part in chunks(rows, self.images_at_once()):
                 ids, mask = padded_texts(session, part, self.manifest.text)
                 feeds = {"input_ids": ids, "attention_mask": mask}
                 parts.append(run_rows(session, feeds)["text_features"])
@@ -179,7 +210,7 @@ class Matcher(Task):
         rows = [self.tokenizer.question(text) for text in texts]
         parts = []
         with timings.measure("text_encoder", len(texts)):
-            for part in chunks(range(len(rows)), self._rows_at_once()):
+            for part in chunks(range(len(rows)), self.images_at_once()):
                 ids, mask = padded_texts(session, [rows[i] for i in part], self.manifest.text)
                 feeds: Dict[str, Any] = {
                     "input_ids": ids,
@@ -189,7 +220,8 @@ class Matcher(Task):
                 parts.append(run_rows(session, feeds)["itm_logits"])
         return np.concatenate(parts)
 
-    def _rows_at_once(self) -> int:
+    def images_at_once(self) -> int:
+        """See ``Task``."""
         size, image = self.manifest.dimensions, self.manifest.image
         states = 2 * size.image_tokens * size.vision_hidden_size
         floats = 3 * image.height * image.width + states

@@ -12,6 +12,8 @@ from runtime.errors import BackendError
 from runtime.manifests import Net
 from runtime.sessions import Session, SessionOptions
 
+#: Batches at a time; each one holds its own intermediate tensors.
+_MOST_REQUESTS = 4
 _CORE_LOCK = threading.Lock()
 _CORE: List[Any] = []
 
@@ -75,6 +77,13 @@ class OpenVinoSession(Session):
                 [self._port(compiled.inputs, spec.artifact_name, net) for spec in net.inputs],
                 [self._port(compiled.outputs, spec.artifact_name, net) for spec in net.outputs],
             )
+
+    def concurrency(self) -> int:
+        """The device's own number of infer requests: one for latency, several for throughput."""
+        self.load()
+        compiled = self._compiled[self.manifest.nets[0].name]
+        wanted = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        return max(1, min(wanted, _MOST_REQUESTS))
 
     def _port(self, ports: List[Any], name: str, net: Net) -> int:
         for index, port in enumerate(ports):

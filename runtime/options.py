@@ -6,11 +6,10 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from runtime.errors import InputError
 from runtime.generation_settings import GenerationSettings
-from runtime.images import IMAGE_SUFFIXES
 from runtime.sessions import MODES, PERFORMANCE_HINTS
 
 DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
@@ -33,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_output(caption)
 
     answer = commands.add_parser("vqa", help="answer questions about images")
-    _add_images(answer)
+    _add_images(answer, "question")
     answer.add_argument(
         "--question",
         action="append",
@@ -45,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_output(answer)
 
     match = commands.add_parser("match", help="score or rank texts against images")
-    _add_images(match)
+    _add_images(match, "text")
     match.add_argument("--text", action="append", default=[], help="a text; may be repeated")
     match.add_argument("--texts", type=Path, help="file with one text per line")
     match.add_argument(
@@ -74,8 +73,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", help="image files or folders of images")
+def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
+    parser.add_argument(
+        "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    parser.set_defaults(csv=None)
+    if column is not None:
+        parser.add_argument(
+            "--csv",
+            type=Path,
+            default=None,
+            help=f"table with the columns image and {column}, one {column} per row; its images lie "
+            "beside it, or in the one folder named",
+        )
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +110,9 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--performance-hint", choices=PERFORMANCE_HINTS, default="latency", help="OpenVINO hint"
     )
     group.add_argument("--cache", default=None, help="OpenVINO's folder of compiled models")
+    group.add_argument(
+        "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
+    )
     group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
     group.add_argument(
         "--no-verify-digest", action="store_true", help="load files without comparing digests"
@@ -150,6 +164,7 @@ def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
         "performance_hint": options.performance_hint,
         "cache_folder": options.cache,
         "threads": options.threads,
+        "batch": options.batch,
         "verify_digest": not options.no_verify_digest,
     }
 
@@ -162,26 +177,3 @@ def targets(options: argparse.Namespace) -> List[str]:
     if not names:
         raise InputError("--compare: name at least one target, e.g. openvino,bm1684x")
     return names
-
-
-def image_paths(names: List[str]) -> List[Path]:
-    """Image files, with folders replaced by the images in them, sorted by name.
-
-    Raises:
-        InputError: a folder without images.
-    """
-    paths: List[Path] = []
-    for name in names:
-        path = Path(name)
-        try:
-            inside = sorted(path.iterdir()) if path.is_dir() else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name}: cannot be read ({error})") from None
-        if inside is None:
-            paths.append(path)
-            continue
-        found = [item for item in inside if item.suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise InputError(f"{path}: no images in this folder")
-        paths += found
-    return paths

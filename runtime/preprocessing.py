@@ -7,8 +7,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from runtime.errors import ArtifactError
-from runtime.images import ImageSource, load_image
+from runtime.errors import ArtifactError, InputError
+from runtime.images import ImageSource, PreparedImage, load_image
 from runtime.manifests import ImageSettings
 
 # Numbers of Pillow's filters: their names moved between Pillow versions, the numbers did not.
@@ -44,13 +44,40 @@ class ImagePreprocessor:
         shape = (len(images), _CHANNELS, self.settings.height, self.settings.width)
         pixel_values = np.empty(shape, dtype=np.float32)
         for index, source in enumerate(images):
-            pixel_values[index] = self.pixels(load_image(source))
+            if isinstance(source, PreparedImage):
+                if source.pixels.shape != shape[1:]:
+                    raise InputError(
+                        f"prepared image of shape {list(source.pixels.shape)}: this artifact takes "
+                        f"{list(shape[1:])}"
+                    )
+                pixel_values[index] = source.pixels
+            else:
+                self._fill(pixel_values[index], load_image(source))
         return pixel_values
+
+    def prepare(self, source: ImageSource) -> PreparedImage:
+        """Does an image's whole work ahead, in whatever thread; calls then take it as it is.
+
+        Raises:
+            InputError: the image is missing, damaged or too large.
+        """
+        if isinstance(source, PreparedImage):
+            return source
+        return PreparedImage(self.pixels(load_image(source)))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """One RGB image as ``[3, height, width]`` float32."""
+        shape = (_CHANNELS, self.settings.height, self.settings.width)
+        pixels = np.empty(shape, dtype=np.float32)
+        self._fill(pixels, image)
+        return pixels
+
+    def _fill(self, pixels: np.ndarray, image: Image.Image) -> None:
         resized = np.asarray(self.resized(image))
-        return np.stack([self._levels[c][resized[:, :, c]] for c in range(_CHANNELS)])
+        for channel in range(_CHANNELS):
+            # A mode other than "raise" spares numpy a copy; no level is out of range.
+            levels, plane = self._levels[channel], resized[:, :, channel]
+            np.take(levels, plane, out=pixels[channel], mode="clip")
 
     def resized(self, image: Image.Image) -> Image.Image:
         """One RGB image at the model's size; doing it twice changes nothing."""

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from runtime.tables import table
 from runtime.timing import Timings
@@ -35,20 +35,63 @@ class Line:
     fields: Dict[str, Any]
 
 
-class Report:
-    """Collects results and problems, and prints them as they come."""
+@dataclass(frozen=True)
+class Columns:
+    """What people see of a run of results, known before the first one."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    #: shown for each image; its file name where that is unambiguous
+    names: Dict[Path, str]
+    name_width: int
+    #: longest question or text, 0 where nothing is asked
+    subject_width: int = 0
+    #: several targets are compared
+    several_targets: bool = False
+
+    @classmethod
+    def of(
+        cls, images: Sequence[Path], subjects: Iterable[str] = (), *, several_targets: bool = False
+    ) -> "Columns":
+        """The layout for these images, and the questions or texts that they are asked about."""
+        different = set(images)
+        short = len({path.name for path in different}) == len(different)
+        names = {path: path.name if short else str(path) for path in different}
+        width = max([len("image"), *map(len, names.values())])
+        return cls(names, width, max(map(len, subjects), default=0), several_targets)
+
+
+class Report:
+    """Prints results and problems as they come; results of several targets together at the end."""
+
+    def __init__(
+        self, *, as_json: bool, columns: Optional[Columns] = None, keep_images: int = 0
+    ) -> None:
+        """Prints nothing yet.
+
+        Args:
+            as_json: one JSON object per result instead of a table.
+            columns: layout of the table; None prints no results but JSON.
+            keep_images: images whose results are kept in ``lines``.
+        """
         self._as_json = as_json
+        self._columns = columns
+        self._grouped = columns is not None and columns.several_targets
+        self._keep = keep_images
+        self._kept: Set[Path] = set()
+        self._header_printed = False
         self.lines: List[Line] = []
         self.problems = 0
+        self.images = 0
 
     def add(self, line: Line) -> None:
-        """Prints one result."""
-        self.lines.append(line)
+        """Prints one result, or keeps it where results are to be grouped."""
+        if self._grouped or len(self._kept | {line.image}) <= self._keep:
+            self._kept.add(line.image)
+            self.lines.append(line)
         if self._as_json:
             record = {"image": str(line.image), "target": line.target, **line.fields}
             print(json.dumps(record), flush=True)
+        elif self._columns is not None and not self._grouped:
+            self._print_row(line, self._columns)
 
     def problem(self, image: Path, message: str) -> None:
         """Reports an input that is skipped."""
@@ -58,32 +101,48 @@ class Report:
         else:
             print(f"error: {message} (skipped)", file=sys.stderr, flush=True)
 
+    def _print_row(self, line: Line, columns: Columns) -> None:
+        """A row of a table that is printed before all of it is known."""
+        widths = [columns.name_width]
+        cells = [columns.names.get(line.image, str(line.image))]
+        if columns.subject_width:
+            widths.append(max(len("asked"), columns.subject_width))
+            cells.append(line.subject or "")
+        if not self._header_printed:
+            heads = ["image", "asked"][: len(widths)]
+            print(_row(heads, widths, "result"))
+            print(_row(["-" * width for width in widths], widths, "-" * len("result")))
+            self._header_printed = True
+        print(_row(cells, widths, line.text), flush=True)
+
     def print_table(self) -> None:
-        """Prints the results for people: a table, grouped by image where targets are compared."""
-        if self._as_json or not self.lines:
+        """Prints the results of several targets for people, grouped by image."""
+        columns = self._columns
+        if self._as_json or not self._grouped or columns is None or not self.lines:
             return
-        subjects = any(line.subject for line in self.lines)
-        several = len({line.target for line in self.lines}) > 1
-        header = ["image", *(["asked"] if subjects else []), *(["target"] if several else [])]
-        ordered = self.lines
-        if several:
-            place: Dict[Tuple[Path, Optional[str]], int] = {}
-            for line in self.lines:
-                place.setdefault((line.image, line.subject), len(place))
-            ordered = sorted(self.lines, key=lambda line: place[line.image, line.subject])
+        asked = columns.subject_width > 0
+        place: Dict[Tuple[Path, Optional[str]], int] = {}
+        for line in self.lines:
+            place.setdefault((line.image, line.subject), len(place))
         rows = [
             [
-                line.image.name,
-                *([line.subject or ""] if subjects else []),
-                *([line.target] if several else []),
+                columns.names.get(line.image, str(line.image)),
+                *([line.subject or ""] if asked else []),
+                line.target,
                 line.text,
             ]
-            for line in ordered
+            for line in sorted(self.lines, key=lambda line: place[line.image, line.subject])
         ]
-        print(table([*header, "result"], rows), flush=True)
+        header = ["image", *(["asked"] if asked else []), "target", "result"]
+        print(table(header, rows), flush=True)
 
-    def print_timings(self, timings: Dict[str, Timings]) -> None:
-        """Prints mean milliseconds per image, question or token of every stage, per target."""
+    def print_timings(self, timings: Dict[str, Timings], rates: Dict[str, float]) -> None:
+        """Prints mean milliseconds per image, question or token of every stage, and images per s.
+
+        Args:
+            timings: stages of each target.
+            rates: images per second of each target, everything included.
+        """
         used = [
             (heading, stage)
             for heading, stage in TIMING_COLUMNS
@@ -94,11 +153,23 @@ class Report:
                 stages = {
                     stage: round(measured.milliseconds_per_row(stage), 3) for _, stage in used
                 }
-                print(json.dumps({"target": target, "timing_ms": stages}), flush=True)
+                record: Dict[str, Any] = {"target": target, "timing_ms": stages}
+                if target in rates:
+                    record["images_per_s"] = round(rates[target], 3)
+                print(json.dumps(record), flush=True)
             return
         rows = [
-            [target, *[f"{measured.milliseconds_per_row(stage):.2f}" for _, stage in used]]
+            [
+                target,
+                *[f"{measured.milliseconds_per_row(stage):.2f}" for _, stage in used],
+                f"{rates[target]:.2f}" if target in rates else "-",
+            ]
             for target, measured in timings.items()
         ]
         print("\nmean time in ms per image, question or token")
-        print(table(["target", *[heading for heading, _ in used]], rows), flush=True)
+        print(table(["target", *[heading for heading, _ in used], "images/s"], rows), flush=True)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], last: str) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    return "  ".join([*padded, last])

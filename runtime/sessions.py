@@ -40,6 +40,8 @@ class SessionOptions:
     cache_folder: Optional[Path] = None
     #: onnxruntime, openvino: threads per call; None: the backend's choice
     threads: Optional[int] = None
+    #: images taken through all stages at once; None: what fits in bounded memory
+    batch: Optional[int] = None
     #: compare SHA-256 digests with the manifest before loading
     verify_digest: bool = True
 
@@ -51,6 +53,8 @@ class SessionOptions:
             raise InputError(f"performance_hint '{self.performance_hint}': choose from {known}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads {self.threads}: must be at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch {self.batch}: must be at least 1")
 
     def with_device(self, device: Optional[str]) -> "SessionOptions":
         """The same options for another device."""
@@ -142,6 +146,10 @@ class Session(ABC):
             yield
         finally:
             self.backend_seconds += time.perf_counter() - begin
+
+    def concurrency(self) -> int:
+        """How many calls at a time keep the device busy; may load the net to find out."""
+        return 1
 
     def exclusive(self) -> ContextManager[object]:
         """Held while several calls must not be interleaved with another thread's."""

@@ -16,6 +16,8 @@ Item = TypeVar("Item")
 STAGE_BYTES = 256 << 20
 #: Most rows per call for nets with a dynamic batch.
 BATCH_ROWS = 16
+#: Most rows per stage for nets with a fixed one: their results come out together.
+FIXED_ROWS = 64
 
 
 def fixed_batch(net: Net) -> Optional[int]:
@@ -36,9 +38,13 @@ def chunk_rows(session: Session, bytes_per_row: int) -> int:
 
     Dynamic nets take a batch. Fixed ones take one row per call anyway, and as many rows per stage
     as memory allows: a simulator then loads each net once rather than once per image.
+    ``SessionOptions.batch`` overrides both.
     """
+    if session.options.batch is not None:
+        return session.options.batch
     allowed = max(1, STAGE_BYTES // max(1, bytes_per_row))
-    return allowed if fixed_batch(session.manifest.nets[0]) else min(BATCH_ROWS, allowed)
+    most = FIXED_ROWS if fixed_batch(session.manifest.nets[0]) else BATCH_ROWS
+    return min(most, allowed)
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

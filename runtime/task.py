@@ -15,6 +15,7 @@ from runtime.manifests import TaskManifest, TextSettings
 from runtime.preprocessing import ImagePreprocessor
 from runtime.search import Sequence
 from runtime.sessions import Session, SessionOptions
+from runtime.stages import chunk_rows
 from runtime.tokenization import TextTokenizer
 
 AnyTask = TypeVar("AnyTask", bound="Task")
@@ -46,6 +47,7 @@ class Task:
         performance_hint: str = "latency",
         cache_folder: Union[str, Path, None] = None,
         threads: Optional[int] = None,
+        batch: Optional[int] = None,
         verify_digest: bool = True,
     ) -> AnyTask:
         """Opens the task's artifacts; nets are loaded when first used.
@@ -59,6 +61,7 @@ class Task:
             performance_hint: OpenVINO ``latency`` or ``throughput``.
             cache_folder: OpenVINO's folder of compiled models; speeds up later starts.
             threads: CPU threads per call.
+            batch: images taken through all stages at once; None: what fits in bounded memory.
             verify_digest: compare files with the manifest's SHA-256 before loading them.
 
         Raises:
@@ -71,6 +74,7 @@ class Task:
             performance_hint=performance_hint,
             cache_folder=None if cache_folder is None else Path(cache_folder),
             threads=threads,
+            batch=batch,
             verify_digest=verify_digest,
         )
         opened = Artifacts.open(
@@ -81,6 +85,14 @@ class Task:
     def session(self, component: str) -> Session:
         """The session of one of the task's components."""
         return self.artifacts.session(component)
+
+    def images_at_once(self) -> int:
+        """How many images one call takes through all stages at once."""
+        return chunk_rows(self.session("vision_encoder"), 1)
+
+    def concurrency(self) -> int:
+        """How many calls at a time keep the device busy."""
+        return self.session("vision_encoder").concurrency()
 
     def close(self) -> None:
         """Releases what the backend holds."""
