@@ -77,6 +77,13 @@ class Job:
     precision: Precision
 
     @property
+    def built_as(self) -> Precision:
+        """What this component becomes: the set's precision, or the pipeline file's override."""
+        selection = self.layout.pipeline.targets.get(self.target.name)
+        overrides = selection.components.get(self.precision, {}) if selection else {}
+        return overrides.get(self.component, self.precision)
+
+    @property
     def location(self) -> Location:
         """Where the artifact goes."""
         return self.layout.artifact(self.task, self.component, self.target, self.precision)
@@ -84,7 +91,8 @@ class Job:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return f"{self.task}/{self.component} {self.target.name} {self.precision}"
+        name = f"{self.task}/{self.component} {self.target.name} {self.precision}"
+        return name if self.built_as == self.precision else f"{name} (as {self.built_as})"
 
 
 class Backend(Protocol):
@@ -120,5 +128,6 @@ def manifest_fields(job: Job, source: Source) -> dict[str, Any]:
         "component": job.component,
         "target": job.target.name,
         "precision": job.precision,
+        "built_as": None if job.built_as == job.precision else job.built_as,
         "checkpoint": source.manifest.checkpoint,
     }

@@ -47,7 +47,7 @@ class SophonBackend:
         return {
             **graph.key,
             "chip": chip,
-            "precision": job.precision,
+            "precision": job.built_as,
             "tools": self._tools(),
         }
 

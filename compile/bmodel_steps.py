@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PREPARE_MEMORY = (0.3e9, 2.2)
 _TRANSFORM_MEMORY = (0.4e9, 4.8)
 _DEPLOY_MEMORY = {"f32": (0.4e9, 4.0), "f16": (0.4e9, 2.0), "bf16": (0.4e9, 2.0)}
+_DEPLOY_MEMORY_OTHERS = (0.4e9, 3.0)
 
 
 def _memory(measured: tuple[float, float], weights_bytes: int) -> int:
@@ -114,7 +115,7 @@ def deploy_folder(job: Job) -> Path:
 
 def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
     """The command that compiles one net, in the net's folder."""
-    return tpu_mlir.deploy(artifact_net(job, net), job.target.name, job.precision, job.target.cores)
+    return tpu_mlir.deploy(artifact_net(job, net), job.target.name, job.built_as, job.target.cores)
 
 
 def combine_argv(job: Job) -> tpu_mlir.Argv:
@@ -184,7 +185,8 @@ class Steps:
         log = _log(job, net)
         log.unlink(missing_ok=True)
         argv = deploy_argv(job, net)
-        with self._budget.hold(_memory(_DEPLOY_MEMORY[job.precision], weights_bytes)):
+        measured = _DEPLOY_MEMORY.get(job.built_as, _DEPLOY_MEMORY_OTHERS)
+        with self._budget.hold(_memory(measured, weights_bytes)):
             self._tools.run(argv, folder, log)
         _require(folder, (f"{name}.bmodel",), argv, log)
         profile = job.target.estimate_file

@@ -16,8 +16,8 @@ from runtime.manifests import (
 )
 from runtime.sessions import HOST_TARGETS, SIMULATOR, Session, SessionOptions, open_session
 
-#: Which precision to take when a target has several and none is named.
-_PRECISION_ORDER = ("f16", "bf16", "f32")
+#: Which precision to take when a target has several and none is named: integers only when asked.
+_PRECISION_ORDER = ("f16", "bf16", "f32", "w8f16", "w8bf16", "int8", "w4f16", "w4bf16", "int4")
 
 
 class Artifacts:
@@ -47,7 +47,7 @@ class Artifacts:
             folder: the task folder, or the pipeline folder that holds it.
             task: ``caption``, ``vqa`` or ``itm``.
             target: ``onnx``, ``openvino`` or a chip, e.g. ``bm1684x``.
-            precision: ``f32``, ``f16``, ``bf16``; None takes what is there, half precision first.
+            precision: e.g. ``f16``, ``w8f16``; None takes what is there, half precision first.
             options: device and mode. Without a device, a chip's artifacts run on the board if its
                 driver is installed, else on the vendor's simulator.
 

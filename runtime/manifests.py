@@ -82,6 +82,8 @@ class ComponentManifest:
     rewrites: Tuple[Mapping[str, Any], ...] = ()
     weights_sha256: Optional[str] = None
     device_memory_bytes: Optional[int] = None
+    #: what the component really is where that differs from ``precision``, the set it belongs to
+    built_as: Optional[str] = None
 
     @property
     def folder(self) -> Path:
@@ -287,6 +289,7 @@ def read_component_manifest(path: Path) -> ComponentManifest:
             rewrites=tuple(data.get("rewrites") or ()),
             weights_sha256=(data.get("checkpoint") or {}).get("weights_sha256"),
             device_memory_bytes=None if memory is None else int(memory),
+            built_as=data.get("built_as"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from None

@@ -98,7 +98,9 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--target", default="openvino", help="onnx, openvino or a chip, e.g. bm1684x (%(default)s)"
     )
     group.add_argument(
-        "--precision", default=None, help="f32, f16 or bf16 (default: what is there)"
+        "--precision",
+        default=None,
+        help="of the artifacts, e.g. f32, f16, w8f16 (default: what is there)",
     )
     group.add_argument(
         "--device",

@@ -174,6 +174,8 @@ def test_gap_one_is_held_to_the_required_bound() -> None:
         ("bm1684", "f32", "f32", "chip_f32"),
         ("bm1688", "f32", "f32", "chip_f32_same_functions"),
         ("bm1684x", "f16", "f16", "chip_f16"),
+        ("bm1684x", "w8f16", "f16", "chip_w8"),
+        ("bm1688", "w4bf16", "bf16", "chip_w4"),
         ("bm1688", "bf16", "bf16", "chip_bf16"),
     ],
 )

@@ -48,6 +48,11 @@ class TargetArtifacts:
         """Per component, a digest of what decides its answers."""
         return {name: key_of(identity(item)) for name, item in self.components.items()}
 
+    def stored(self, component: Component) -> Precision:
+        """What a component really is within the set."""
+        built_as: Precision | None = self.components[component].built_as  # type: ignore[assignment]
+        return built_as or self.precision
+
     @property
     def simulated(self) -> bool:
         """Whether this machine can only run them on the vendor's simulator."""

@@ -129,7 +129,7 @@ def onnxruntime_vs_target(
     on_sample: Callable[[str], None],
 ) -> Check:
     """Gap 3: the exported graph under onnxruntime against the compiled artifact."""
-    tolerance = _tolerance(subject, arithmetic)
+    tolerance = _tolerance(subject, arithmetic, manifest.built_as)
     collected = Collected(manifest, tolerance)
     for sample in samples:
         on_sample(sample.name)
@@ -262,11 +262,12 @@ class Collected:
         return Check(subject, samples, metrics, tolerance, tuple(problems))
 
 
-def _tolerance(subject: Subject, arithmetic: Precision) -> Tolerance:
+def _tolerance(subject: Subject, arithmetic: Precision, built_as: str | None = None) -> Tolerance:
+    stored: Precision = built_as or subject.precision  # type: ignore[assignment]
     return load_tolerances().component(
         stage=subject.stage,
         target=subject.target,
-        precision=subject.precision,
+        precision=stored,
         arithmetic=arithmetic,
         component=subject.named_component,
     )

@@ -18,7 +18,7 @@ from configs.console import Steps, messages, steps
 from configs.errors import BlipEdgeError, ParityError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.schema import Precision
+from configs.schema import Component, Precision
 from runtime.answering import QuestionAnswerer
 from runtime.captioning import Captioner
 from runtime.matching import Matcher
@@ -159,7 +159,7 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
             manifest,
             bench.session(item.artifacts, component, subject.variant),
             bench.samples(item.artifacts, component),
-            arithmetic(item.artifacts, subject.variant),
+            arithmetic(item.artifacts, subject.variant, component),
             lambda name: progress.start(f"{subject.name}: {name}"),
         )
     if subject.variant == "padded":
@@ -195,10 +195,25 @@ def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:
     return token_check(subject, cases, expected, tokens, gate, task.tokenizer)
 
 
-def arithmetic(artifacts: TargetArtifacts, mode: str) -> Precision:
-    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says."""
+#: What a chip computes in where its weights are stored in something smaller.
+_WEIGHT_ONLY: dict[Precision, Precision] = {
+    "w8f16": "f16",
+    "w4f16": "f16",
+    "w8bf16": "bf16",
+    "w4bf16": "bf16",
+}
+
+
+def arithmetic(
+    artifacts: TargetArtifacts, mode: str, component: Component | None = None
+) -> Precision:
+    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says.
+
+    A set of several precisions is judged by its name; a component by what it was built as.
+    """
     if artifacts.simulated:
-        return artifacts.precision
+        stored = artifacts.stored(component) if component else artifacts.precision
+        return _WEIGHT_ONLY.get(stored, stored)
     if mode != "fast":
         return "f32"
     from runtime.openvino_session import shared_core
