@@ -13,6 +13,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 #: Messages go to standard error; standard output is for tables and data.
@@ -32,6 +33,10 @@ class Steps:
         """Shows which step runs now."""
         self._progress.update(self._task, description=f"{self._stage}: {step}")
 
+    def advance(self, count: int) -> None:
+        """Advances by several steps."""
+        self._progress.advance(self._task, count)
+
     def done(self, line: str | None = None) -> None:
         """Advances by one step, and prints its line above the bar."""
         if line:
@@ -40,14 +45,19 @@ class Steps:
 
 
 @contextmanager
-def steps(stage: str, total: int) -> Iterator[Steps]:
-    """A progress bar with ``total`` steps on standard error, removed when done."""
+def steps(stage: str, total: int, *, remaining: bool = False) -> Iterator[Steps]:
+    """A progress bar with ``total`` steps on standard error, removed when done.
+
+    ``remaining`` adds the time left, for steps of about equal length.
+    """
+    left = (TextColumn("left"), TimeRemainingColumn()) if remaining else ()
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *left,
         console=messages,
         transient=True,
     )

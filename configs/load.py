@@ -173,4 +173,12 @@ def load_pipeline(path: Path) -> PipelineConfig:
                 f"{shown(path)}: verify.tokens.{name}: unknown target; "
                 f"choose onnx or one of: {', '.join(target_names())}"
             )
+    for task, gates in config.verify.gates.items():
+        for gate in gates:
+            target_name = gate.split(".")[0]
+            if "." in gate and target_name not in ("onnx", *target_names()):
+                raise ConfigError(
+                    f"{shown(path)}: verify.gates.{task}.{gate}: unknown target {target_name}; "
+                    f"choose onnx or one of: {', '.join(target_names())}"
+                )
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -94,6 +94,33 @@ class TokenGate(Strict):
     minimum_exact: Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+#: Quality metrics of each task (docs/evaluation.md); larger is better for all of them.
+TASK_METRICS: dict[Task, tuple[str, ...]] = {
+    "caption": ("exact_match", "bleu_4", "cider"),
+    "vqa": ("soft_accuracy", "exact_match"),
+    "itm": (
+        *("accuracy", "auc"),
+        *("text_recall_1", "text_recall_5", "text_recall_10"),
+        *("image_recall_1", "image_recall_5", "image_recall_10"),
+    ),
+}
+
+
+class QualityGate(Strict):
+    """What a target's answers may lose against the checkpoint's on the same items."""
+
+    #: least share of items with the checkpoint's own tokens or match decisions
+    min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    #: per metric, the largest drop: the checkpoint's value minus the target's
+    max_drop: dict[str, NonNegativeFloat] = {}
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> QualityGate:
+        if self.min_agreement is None and not self.max_drop:
+            raise ValueError("an empty gate; give min_agreement, max_drop or both")
+        return self
+
+
 class VerifyConfig(Strict):
     """How artifacts are verified; tolerances stand in configs/tolerances.yaml."""
 
@@ -104,6 +131,97 @@ class VerifyConfig(Strict):
     tokens: dict[str, TokenGate]
     #: chips whose artifacts are run on the vendor's simulator by a default verification
     simulate: bool = True
+    #: per task: gates by ``precision``, ``target.precision`` or ``target.precision.mode``; the
+    #: most specific one that fits an artifact is used
+    gates: dict[Task, dict[str, QualityGate]] = {}
+
+    @model_validator(mode="after")
+    def _gates_name_what_there_is(self) -> VerifyConfig:
+        precisions = get_args(Precision)
+        for task, gates in self.gates.items():
+            for name, gate in gates.items():
+                parts = name.split(".")
+                precision = parts[0] if len(parts) == 1 else parts[1]
+                if len(parts) > 3 or precision not in precisions:
+                    raise ValueError(
+                        f"gates.{task}.{name}: name a precision, target.precision or "
+                        "target.precision.mode, e.g. int8 or openvino.f16.fast"
+                    )
+                if len(parts) == 3 and parts[2] not in ("exact", "fast"):
+                    raise ValueError(f"gates.{task}.{name}: the mode must be exact or fast")
+                for metric in gate.max_drop:
+                    if metric not in TASK_METRICS[task]:
+                        raise ValueError(
+                            f"gates.{task}.{name}.max_drop.{metric}: not a metric of {task}; "
+                            f"choose from: {', '.join(TASK_METRICS[task])}"
+                        )
+        return self
+
+
+DataSetKind = Literal["scenes", "coco_captions", "vqa_v2", "karpathy", "folder"]
+
+#: Tasks that each kind of data set can be evaluated on; a folder's tasks follow from its columns.
+DATA_SET_TASKS: dict[DataSetKind, tuple[Task, ...]] = {
+    "scenes": ("caption", "vqa", "itm"),
+    "coco_captions": ("caption", "itm"),
+    "vqa_v2": ("vqa",),
+    "karpathy": ("caption", "itm"),
+    "folder": ("caption", "vqa", "itm"),
+}
+
+
+class DataSetConfig(Strict):
+    """One data set to evaluate on; relative paths are below the repository root."""
+
+    kind: DataSetKind
+    #: names the result file; from the path where absent
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
+    #: annotations file (COCO captions, VQAv2, Karpathy), or a folder with a CSV file, or the CSV
+    path: Annotated[str, Field(min_length=1)] | None = None
+    #: VQAv2's file of questions
+    questions: Annotated[str, Field(min_length=1)] | None = None
+    #: folder that image names are relative to; that of ``path`` where absent
+    images: Annotated[str, Field(min_length=1)] | None = None
+    #: split of a Karpathy file
+    split: str = "test"
+    #: tasks to evaluate on it; all that its kind and the pipeline have where absent
+    tasks: tuple[Task, ...] | None = None
+    #: at most so many items, instead of ``evaluate.items``
+    items: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _paths_fit_the_kind(self) -> DataSetConfig:
+        if self.kind != "scenes" and self.path is None:
+            raise ValueError(f"path is missing; a {self.kind} data set is read from a file")
+        if self.kind == "scenes" and self.path is not None:
+            raise ValueError("path: the scenes are drawn, not read; remove it")
+        if (self.kind == "vqa_v2") != (self.questions is not None):
+            raise ValueError("questions: the file of questions, for vqa_v2 and for nothing else")
+        for task in self.tasks or ():
+            if task not in DATA_SET_TASKS[self.kind]:
+                raise ValueError(f"tasks: a {self.kind} data set has nothing for {task}")
+        return self
+
+
+class EvaluateConfig(Strict):
+    """What ``verify evaluate`` runs (docs/evaluation.md)."""
+
+    data_sets: Annotated[tuple[DataSetConfig, ...], Field(min_length=1)] = (
+        DataSetConfig(kind="scenes"),
+    )
+    #: at most so many items (captioned images, questions, matched images) per data set
+    items: PositiveInt = 1000
+    #: the same on a chip's simulator, which takes about a second per item
+    simulated_items: PositiveInt = 40
+    #: OpenVINO arithmetic
+    modes: Annotated[tuple[Literal["exact", "fast"], ...], Field(min_length=1)] = ("exact", "fast")
+    #: caption prompt; the scenes alternate between none and the one of their training
+    prompt: str = ""
+    #: candidates per query that the matching head ranks anew after the contrastive features
+    rerank: Annotated[int, Field(ge=0)] = 0
+    #: bootstrap replicates, and the seed of everything random
+    bootstrap: PositiveInt = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class CalibrationConfig(Strict):
@@ -128,6 +246,7 @@ class PipelineConfig(Strict):
     artifacts: PurePosixPath = PurePosixPath("models/artifacts")
     calibration: CalibrationConfig = CalibrationConfig()
     verify: VerifyConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _decoder_lengths(self) -> PipelineConfig:

@@ -51,13 +51,14 @@ def picture(scene: int) -> Image:
     return draw(make_scene(scene))
 
 
-def generation_cases(task: Task, count: int, seed: int) -> list[Case]:
+def generation_cases(task: Task, count: int, seed: int, first: int = 0) -> list[Case]:
     """``count`` cases of distinct held-out scenes; the first n of a longer list are the list of n.
 
     Captions alternate between no prompt and the training prompt. Questions walk through the
     lengths that a scene offers. Matching alternates between the right text and a hard negative.
+    ``first`` counts from the seed's first scene.
     """
-    first = seed * SEED_STRIDE
+    first += seed * SEED_STRIDE
     return [_case(task, scene) for scene in range(first, first + count)]
 
 

@@ -1,0 +1,244 @@
+"""Readers of the data sets' own formats, each a stream into the index."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from configs.errors import InputError
+from configs.load import shown
+from configs.schema import Task
+from verify.evaluation.index import Builder
+from verify.evaluation.json_records import first_byte, id_of, list_of, records, text_of
+
+#: How COCO names the image of a number, by year; {subset} is VQAv2's ``data_subtype``.
+_COCO_NAMES = ("COCO_{subset}_{number:012d}.jpg", "{number:012d}.jpg", "{number}.jpg")
+
+#: Columns of a CSV file that are needed for each task, besides ``image``.
+CSV_COLUMNS: dict[Task, tuple[tuple[str, ...], ...]] = {
+    "caption": (("caption",),),
+    "vqa": (("question", "answer"),),
+    "itm": (("text", "match"), ("caption",)),
+}
+#: Separates several annotators' answers in one CSV field.
+ANSWER_SEPARATOR = "|"
+_TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
+
+
+def read_coco_captions(path: Path, images: Path) -> Callable[[Builder], None]:
+    """COCO captions: ``images`` (id, file_name) and ``annotations`` (image_id, caption)."""
+
+    def read(builder: Builder) -> None:
+        for place, record in records(path, "images"):
+            name = text_of(record, "file_name", place)
+            builder.image(id_of(record, "id", place), images / name, f"{place}.file_name")
+        for place, record in records(path, "annotations"):
+            image = id_of(record, "image_id", place)
+            builder.text(image, text_of(record, "caption", place), f"{place}.image_id {image}")
+
+    return read
+
+
+def read_karpathy(path: Path, images: Path, split: str) -> Callable[[Builder], None]:
+    """Karpathy's splits of COCO and Flickr30k, and the lists per split that BLIP was tested on."""
+
+    def read(builder: Builder) -> None:
+        if first_byte(path) == "[":
+            for place, record in records(path, ""):
+                name = text_of(record, "image", place)
+                builder.image(name, images / name, f"{place}.image")
+                for number, text in enumerate(list_of(record, "caption", place)):
+                    builder.text(name, _text(text, f"{place}.caption[{number}]"), place)
+            return
+        splits: set[str] = set()
+        found = False
+        for place, record in records(path, "images"):
+            name = text_of(record, "filename", place)
+            belongs = text_of(record, "split", place)
+            splits.add(belongs)
+            if belongs != split:
+                continue
+            found = True
+            folder = record.get("filepath", "")
+            relative = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+            builder.image(relative, images / relative, f"{place}.filename")
+            for number, sentence in enumerate(list_of(record, "sentences", place)):
+                where = f"{place}.sentences[{number}]"
+                if not isinstance(sentence, dict):
+                    raise InputError(f"{where}: must be an object; correct or remove it")
+                builder.text(relative, text_of(sentence, "raw", where), where)
+        if not found:
+            raise InputError(
+                f"{shown(path)}: images: none is in split {split!r}; "
+                f"choose from: {', '.join(sorted(splits))}"
+            )
+
+    return read
+
+
+def read_vqa(path: Path, questions: Path, images: Path) -> Callable[[Builder], None]:
+    """VQAv2: a file of questions and one of annotations."""
+
+    def read(builder: Builder) -> None:
+        first_byte(questions)
+        subset = _subset(questions)
+        pattern: str | None = None
+        for place, record in records(questions, "questions"):
+            image = id_of(record, "image_id", place)
+            pattern = pattern or _pattern(images, image, subset, f"{place}.image_id")
+            path_of_image = images / _image_name(pattern, image, subset)
+            builder.image(image, path_of_image, f"{place}.image_id", again=True)
+            key = id_of(record, "question_id", place)
+            builder.question(key, image, text_of(record, "question", place), place)
+        for place, record in records(path, "annotations"):
+            given = []
+            for number, answer in enumerate(list_of(record, "answers", place)):
+                where = f"{place}.answers[{number}]"
+                if not isinstance(answer, dict):
+                    raise InputError(f"{where}: must be an object; correct or remove it")
+                given.append(text_of(answer, "answer", where))
+            key = id_of(record, "question_id", place)
+            builder.answers(key, given, f"{place}.question_id", questions)
+
+    return read
+
+
+def csv_tasks(path: Path) -> tuple[Task, ...]:
+    """Tasks that a CSV file's columns allow.
+
+    Raises:
+        InputError: not a CSV file, or without the columns of any task.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        columns = _header(csv.reader(stream), path)
+    return tuple(
+        task
+        for task, choices in CSV_COLUMNS.items()
+        if any(set(needed) <= set(columns) for needed in choices)
+    )
+
+
+def read_csv(path: Path, images: Path, task: Task) -> Callable[[Builder], None]:
+    """A CSV file: ``image`` and ``caption``, ``question`` and ``answer``, or ``text`` and ``match``.
+
+    Several rows may be about one image; several answers to a question are separated by ``|``.
+    """
+
+    def read(builder: Builder) -> None:
+        for line, row in _rows(path):
+            place = f"{shown(path)}: line {line}"
+            name = _field(row, "image", place)
+            builder.image(name, images / name, f"{place}: image", again=True)
+            if task == "vqa":
+                key = f"line {line}"
+                builder.question(key, name, _field(row, "question", place), place)
+                given = _field(row, "answer", place).split(ANSWER_SEPARATOR)
+                builder.answers(key, [answer.strip() for answer in given], place, path)
+            elif task == "itm" and "match" in row:
+                match = _field(row, "match", place).lower()
+                if match not in _TRUE | _FALSE:
+                    raise InputError(f"{place}: match: {match!r}; write 1 or 0")
+                builder.pair(name, _field(row, "text", place), match in _TRUE, place)
+            else:
+                builder.text(name, _field(row, "caption", place), place)
+
+    return read
+
+
+def find_csv(path: Path) -> Path:
+    """The CSV file that a path means: itself, or the only one in the folder.
+
+    Raises:
+        InputError: none, or several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{shown(path)}: no such file or folder; name one with a CSV file")
+    found = sorted(path.glob("*.csv"))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise InputError(f"{shown(path)}: needs one CSV file, has {names}; name the file itself")
+    return found[0]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    count = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            columns = _header(reader, path)
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(columns):
+                    raise InputError(
+                        f"{shown(path)}: line {reader.line_num}: {len(fields)} fields, the first "
+                        f"line has {len(columns)}; put quotes around fields with commas"
+                    )
+                count += 1
+                yield reader.line_num, dict(zip(columns, fields, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{shown(path)}: line {reader.line_num}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(path)}: not UTF-8 text ({error.reason}); convert it") from None
+    except OSError as error:
+        raise InputError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
+    if count == 0:
+        raise InputError(f"{shown(path)}: is empty; give one line per image, question or text")
+
+
+def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{shown(path)}: line 1: not a CSV file ({error})") from None
+    if not columns:
+        raise InputError(f"{shown(path)}: is empty; give one line per image, question or text")
+    if "image" not in columns or len(set(columns)) != len(columns):
+        raise InputError(
+            f"{shown(path)}: line 1: columns {', '.join(columns)}; name image once, and caption, "
+            "or question and answer, or text and match"
+        )
+    return columns
+
+
+def _field(row: dict[str, str], name: str, place: str) -> str:
+    value = row.get(name, "").strip()
+    if not value:
+        raise InputError(f"{place}: {name}: is empty; fill it in or remove the line")
+    return value
+
+
+def _text(value: object, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{place}: must be a text that is not empty; correct the file")
+    return value
+
+
+def _subset(questions: Path) -> str:
+    import ijson
+
+    with questions.open("rb") as stream:
+        try:
+            return str(next(iter(ijson.items(stream, "data_subtype")), "val2014"))
+        except ijson.JSONError:
+            return "val2014"  # the records' reader says where the file is broken
+
+
+def _pattern(images: Path, image: str, subset: str, place: str) -> str:
+    names = [_image_name(pattern, image, subset) for pattern in _COCO_NAMES]
+    for pattern, name in zip(_COCO_NAMES, names, strict=True):
+        if (images / name).is_file():
+            return pattern
+    raise InputError(
+        f"{place}: {image}: no image of it in {shown(images)} "
+        f"(looked for {', '.join(dict.fromkeys(names))}); name the folder with --images"
+    )
+
+
+def _image_name(pattern: str, image: str, subset: str) -> str:
+    if not image.isdigit():
+        return f"{image}.jpg"
+    return pattern.format(subset=subset, number=int(image))

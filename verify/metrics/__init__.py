@@ -1,0 +1,1 @@
+"""Quality metrics of captions, answers and matching, with paired bootstrap intervals."""
