@@ -10,8 +10,13 @@ dry_run = $(if $(DRY_RUN),--dry-run)
 precision = $(if $(PRECISION),--precision $(PRECISION))
 target = $(if $(TARGET),--target $(TARGET))
 
+evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--dataset $(DATASET)) \
+	$(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(IMAGES),--images $(IMAGES)) $(if $(SPLIT),--split $(SPLIT)) \
+	$(if $(ITEMS),--items $(ITEMS)) $(if $(MODE),--mode $(MODE)) $(if $(RERANK),--rerank $(RERANK)) \
+	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
+
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify report test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help: ## list the targets
@@ -56,6 +61,9 @@ verify: setup ## prove every artifact against onnxruntime and the checkpoint (VE
 
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
 	@$(PYTHON) -m verify report --config $(CONFIG) $(force)
+
+evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the checkpoint's (DATASET=kind:path ITEMS= MODE=)
+	@$(PYTHON) -m verify evaluate $(evaluated) $(target) $(precision)
 
 test: setup ## run the tests
 	@$(PYTHON) -m pytest

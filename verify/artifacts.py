@@ -46,7 +46,7 @@ class TargetArtifacts:
     @cached_property
     def identities(self) -> dict[Component, str]:
         """Per component, a digest of what decides its answers."""
-        return {name: key_of(identity(item)) for name, item in self.components.items()}
+        return {name: identity_digest(item) for name, item in self.components.items()}
 
     def stored(self, component: Component) -> Precision:
         """What a component really is within the set."""
@@ -169,3 +169,8 @@ def identity(manifest: ComponentManifest) -> dict[str, Any]:
     """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
     nets = [asdict(replace(net, latency_ms=None)) for net in manifest.nets]
     return {"files": digest(manifest), "nets": nets}
+
+
+def identity_digest(manifest: ComponentManifest) -> str:
+    """Digest of what decides an artifact's answers."""
+    return key_of(identity(manifest))

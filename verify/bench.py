@@ -43,9 +43,13 @@ class TargetKey:
 class TaskBench:
     """Everything that the checks of one task share; opened on demand, closed by ``close``."""
 
-    def __init__(self, artifacts: TaskArtifacts, pipeline: PipelineConfig) -> None:
+    def __init__(
+        self, artifacts: TaskArtifacts, pipeline: PipelineConfig, *, threads: int | None = None
+    ) -> None:
+        """``threads`` bounds OpenVINO's processor threads per call; None leaves it the choice."""
         self.artifacts = artifacts
         self.pipeline = pipeline
+        self._threads = threads
         self._layout = Layout(pipeline)
         self._graphs: Graphs | None = None
         self._samples: dict[str, SampleSource] = {}
@@ -164,6 +168,7 @@ class TaskBench:
             options = SessionOptions(
                 device=SIMULATOR if artifacts.simulated else None,
                 mode=mode or "exact",
+                threads=self._threads,
                 verify_digest=False,
             )
             with runtime_failures():

@@ -63,14 +63,15 @@ def make_plan(
     for task in tasks:
         checks += _onnx_checks(selection, task, config)
         for artifacts in task.targets:
-            if artifacts.simulated and not (full or _simulated_by_default(selection, artifacts)):
+            if artifacts.simulated and not (full or simulated_by_default(selection, artifacts)):
                 not_simulated.append(f"{task.task} {artifacts.name} {artifacts.precision}")
             else:
                 checks += _target_checks(selection, task, artifacts, config)
     return Plan(tuple(checks), tuple(not_simulated))
 
 
-def _simulated_by_default(selection: Selection, artifacts: TargetArtifacts) -> bool:
+def simulated_by_default(selection: Selection, artifacts: TargetArtifacts) -> bool:
+    """Whether a chip's artifacts are small enough to simulate unasked."""
     largest = max(
         record.size_bytes
         for manifest in artifacts.components.values()
@@ -182,12 +183,13 @@ def _backend(artifacts: TargetArtifacts) -> dict[str, Any]:
     elif artifacts.name != ONNX:
         versions |= tool_versions("openvino")
         # The device's default precision depends on the processor.
-        versions["processor"] = _processor()
+        versions["processor"] = processor()
     return versions
 
 
 @cache
-def _processor() -> str:
+def processor() -> str:
+    """What decides this processor's default arithmetic: its name and features."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

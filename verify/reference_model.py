@@ -11,14 +11,18 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from configs.build import tool_versions, write_atomically
 from configs.errors import InputError
 from configs.layout import checkpoint_folder
 from configs.manifest import TaskManifest, file_sha256, key_of
 from configs.scenes.scene import SCENES_VERSION
-from configs.schema import TaskConfig
+from configs.schema import Task, TaskConfig
 from verify.cases import Case
 
 BATCH = 50
@@ -42,6 +46,36 @@ class Answer:
     margin: float | None = None
     probability: float | None = None
     similarity: float | None = None
+
+
+class Asked(Protocol):
+    """An image and its text: all that an answer depends on."""
+
+    @property
+    def task(self) -> Task:
+        """The task's name."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """A caption prompt (may be empty), a question, or a text to match."""
+        ...
+
+    def image(self) -> Image:
+        """The picture, RGB."""
+        ...
+
+
+@dataclass(frozen=True)
+class MatchFeatures:
+    """What matching is decided by, for one image and its texts."""
+
+    #: ``[features]`` of unit length
+    image: NDArray[np.float32]
+    #: ``[texts, features]`` of unit length
+    texts: NDArray[np.float32]
+    #: ``[texts, 2]``: does not fit, fits
+    logits: NDArray[np.float32]
 
 
 def reference_key(manifest: TaskManifest, cases: Sequence[Case], new_tokens: int) -> dict[str, Any]:
@@ -74,7 +108,7 @@ def reference_answers(
     stored = _read(store, key)
     if stored is not None and len(stored) == len(cases):
         return stored
-    answers = _Reference(config, manifest).answers(cases, new_tokens)
+    answers = Reference(config, manifest).answers(cases, new_tokens)
     text = json.dumps(
         {
             "key": key,
@@ -103,7 +137,7 @@ def _read(store: Path, key: str) -> list[Answer] | None:
         return None  # computed again: the file is a cache
 
 
-class _Reference:
+class Reference:
     """One checkpoint, loaded with HuggingFace's own classes."""
 
     def __init__(self, config: TaskConfig, manifest: TaskManifest) -> None:
@@ -141,7 +175,7 @@ class _Reference:
             reason = str(error).splitlines()[0]
             raise InputError(f"{config.checkpoint}: cannot load the checkpoint: {reason}") from None
 
-    def answers(self, cases: Sequence[Case], new_tokens: int) -> list[Answer]:
+    def answers(self, cases: Sequence[Asked], new_tokens: int) -> list[Answer]:
         """Answers in the order of ``cases``; only equal lengths share a batch: no padding."""
         found: dict[int, Answer] = {}
         with self._torch.inference_mode():
@@ -154,22 +188,70 @@ class _Reference:
                     found[index] = self._batch([cases[index]], new_tokens)[0]
         return [found[index] for index in range(len(cases))]
 
-    def _batches(self, cases: Sequence[Case]) -> Iterator[list[int]]:
-        by_length: dict[int, list[int]] = {}
-        for index, case in enumerate(cases):
-            by_length.setdefault(len(self._ids(case)), []).append(index)
-        for indices in by_length.values():
-            for start in range(0, len(indices), BATCH):
-                yield indices[start : start + BATCH]
+    def match_features(
+        self, images: Sequence[Image], texts: Sequence[Sequence[str]]
+    ) -> list[MatchFeatures]:
+        """Features and matching logits of each image with its own texts (itm).
 
-    def _ids(self, case: Case, *, plain: bool = False) -> list[int]:
-        ids: list[int] = self._tokenizer(case.text)["input_ids"]
-        if not plain and case.task != "caption" and self._manifest.text.question_start == "enc":
+        The steps of ``BlipForImageTextRetrieval.forward``, on the model's own modules, so that an
+        image is encoded once for all its texts; nothing is padded.
+        """
+        torch, model = self._torch, self._model
+        flat = [text for own in texts for text in own]
+        owner = [index for index, own in enumerate(texts) for _ in own]
+        features = np.zeros((len(flat), model.config.image_text_hidden_size), dtype=np.float32)
+        logits = np.zeros((len(flat), 2), dtype=np.float32)
+        with torch.inference_mode():
+            pixels = self._processor(list(images), return_tensors="pt")["pixel_values"]
+            embeds = torch.cat(
+                [model.vision_model(pixel_values=part)[0] for part in pixels.split(BATCH)]
+            )
+            normalize = torch.nn.functional.normalize
+            of_images = normalize(model.vision_proj(embeds[:, 0, :]), dim=-1).numpy()
+            rows = [self._text_ids(text) for text in flat]
+            plain = [self._text_ids(text, plain=True) for text in flat]
+            for chosen in _by_length(rows):
+                ids = torch.tensor([plain[i] for i in chosen])
+                states = model.text_encoder(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True
+                ).last_hidden_state
+                features[chosen] = normalize(model.text_proj(states[:, 0, :]), dim=-1).numpy()
+                ids = torch.tensor([rows[i] for i in chosen])
+                mine = embeds[[owner[i] for i in chosen]]
+                states = model.text_encoder(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    encoder_hidden_states=mine,
+                    encoder_attention_mask=torch.ones(mine.shape[:-1], dtype=torch.long),
+                    return_dict=True,
+                ).last_hidden_state
+                logits[chosen] = model.itm_head(states[:, 0, :]).numpy()
+        found, start = [], 0
+        for index, own in enumerate(texts):
+            stop = start + len(own)
+            found.append(MatchFeatures(of_images[index], features[start:stop], logits[start:stop]))
+            start = stop
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out, as the checkpoint's tokenizer writes it."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _batches(self, cases: Sequence[Asked]) -> Iterator[list[int]]:
+        return _by_length([self._ids(case) for case in cases])
+
+    def _ids(self, case: Asked, *, plain: bool = False) -> list[int]:
+        return self._text_ids(case.text, plain=plain or case.task == "caption")
+
+    def _text_ids(self, text: str, *, plain: bool = False) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        if not plain and self._manifest.text.question_start == "enc":
             enc = self._manifest.text.enc_token_id
             ids = [enc if enc is not None else ids[0], *ids[1:]]
         return ids
 
-    def _batch(self, cases: Sequence[Case], new_tokens: int) -> list[Answer]:
+    def _batch(self, cases: Sequence[Asked], new_tokens: int) -> list[Answer]:
         torch = self._torch
         pixel_values = self._processor([case.image() for case in cases], return_tensors="pt")
         pixels = pixel_values["pixel_values"]
@@ -221,3 +303,13 @@ class _Reference:
             Answer(probability=probability, similarity=similarity)
             for probability, similarity in zip(probabilities, similarities, strict=True)
         ]
+
+
+def _by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of rows of equal length, at most a batch of them at a time: nothing is padded."""
+    found: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(len(row), []).append(index)
+    for indices in found.values():
+        for start in range(0, len(indices), BATCH):
+            yield indices[start : start + BATCH]

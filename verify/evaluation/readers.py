@@ -120,7 +120,7 @@ def csv_tasks(path: Path) -> tuple[Task, ...]:
 
 
 def read_csv(path: Path, images: Path, task: Task) -> Callable[[Builder], None]:
-    """A CSV file: ``image`` and ``caption``, ``question`` and ``answer``, or ``text`` and ``match``.
+    """A CSV file: ``image`` and ``caption``, ``question``, ``answer``, or ``text``, ``match``.
 
     Several rows may be about one image; several answers to a question are separated by ``|``.
     """

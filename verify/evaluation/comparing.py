@@ -1,0 +1,199 @@
+"""One subject's answers beside the checkpoint's: agreement, divergence, the worst cases."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from math import exp
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from configs.build import staging
+from configs.scenes.scene import SCENES_VERSION
+from configs.schema import Task
+from verify.evaluation.answer_store import Answer, AnswerStore
+from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, Picture, QuestionItem
+from verify.evaluation.measures import CaptionMeasures, Measures, QuestionMeasures, first_difference
+
+#: Cases that a result shows.
+WORST = 20
+#: Longer side of a thumbnail, in pixels.
+THUMBNAIL_PIXELS = 256
+THUMBNAILS = "thumbnails"
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one item (or one text of an item) was answered by both sides."""
+
+    number: int
+    pair: int
+    score: float
+    checkpoint_score: float
+    differs: bool
+    divergence: int | None
+
+    @property
+    def badness(self) -> tuple[float, bool, float, int]:
+        """Larger is worse: what was lost, then what differs, then what is bad on both sides."""
+        return (
+            self.checkpoint_score - self.score,
+            self.differs,
+            -self.score,
+            -self.number,
+        )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The whole comparison."""
+
+    compared: int
+    same: int
+    #: position of the first differing token -> how many items
+    positions: dict[int, int]
+    worst: tuple[Case, ...]
+
+    @property
+    def rate(self) -> float:
+        """Share of equal answers."""
+        return self.same / self.compared if self.compared else 0.0
+
+    def divergence(self) -> dict[str, Any]:
+        """As it stands in the result."""
+        every = sorted(Counter(self.positions).elements())
+        return {
+            "count": len(every),
+            "earliest": every[0] if every else None,
+            "median": median(every) if every else None,
+            "positions": {str(key): self.positions[key] for key in sorted(self.positions)},
+        }
+
+
+def compare_answers(
+    task: Task,
+    items: int,
+    answers: AnswerStore,
+    expected: AnswerStore,
+    measures: Measures,
+    reference: Measures,
+    matches: list[tuple[bool, ...]],
+) -> Beside:
+    """Walks both stores once; ``matches`` are the right decisions per item (matching only)."""
+    compared = same = 0
+    positions: Counter[int] = Counter()
+
+    def cases() -> Iterator[Case]:
+        nonlocal compared, same
+        for number in range(items):
+            for case in _cases(task, number, answers, expected, measures, reference, matches):
+                compared += 1
+                same += not case.differs
+                if case.divergence is not None:
+                    positions[case.divergence] += 1
+                yield case
+
+    worst = heapq.nlargest(WORST, cases(), key=lambda case: case.badness)
+    return Beside(compared, same, dict(positions), tuple(worst))
+
+
+def _cases(
+    task: Task,
+    number: int,
+    answers: AnswerStore,
+    expected: AnswerStore,
+    measures: Measures,
+    reference: Measures,
+    matches: list[tuple[bool, ...]],
+) -> Iterator[Case]:
+    found, wanted = answers.get(number), expected.get(number)
+    if task == "itm":
+        rows = zip(found["logits"], wanted["logits"], matches[number], strict=True)
+        for pair, (mine, theirs, match) in enumerate(rows):
+            yes, other = probability(mine), probability(theirs)
+            scores = (yes, other) if match else (1.0 - yes, 1.0 - other)
+            yield Case(number, pair, *scores, (yes > 0.5) != (other > 0.5), None)
+        return
+    if not isinstance(measures, CaptionMeasures | QuestionMeasures) or not isinstance(
+        reference, CaptionMeasures | QuestionMeasures
+    ):
+        raise TypeError(task)
+    position = first_difference(found["tokens"], wanted["tokens"], wanted["prompt"])
+    scores = (measures.scores[number], reference.scores[number])
+    yield Case(number, 0, *scores, position is not None, position)
+
+
+def probability(logits: list[float]) -> float:
+    """That the text fits, from the matching head's two logits."""
+    other, fits = logits
+    difference = other - fits
+    # Both branches keep the exponent from overflowing.
+    if difference > 0:
+        return exp(-difference) / (1.0 + exp(-difference))
+    return 1.0 / (1.0 + exp(difference))
+
+
+def worst_records(
+    worst: tuple[Case, ...],
+    data_set: DataSet,
+    answers: AnswerStore,
+    expected: AnswerStore,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """The worst cases as they stand in the result; their thumbnails are written to ``folder``."""
+    records = []
+    for case in worst:
+        (item,) = data_set.items(case.number, case.number + 1)
+        found, wanted = answers.get(case.number), expected.get(case.number)
+        records.append(
+            {
+                "item": item.name,
+                "image": _thumbnail(item.picture, folder),
+                "text": _text(item, case.pair),
+                "references": _references(item, case.pair),
+                "checkpoint": _shown(item, wanted, case.pair),
+                "answer": _shown(item, found, case.pair),
+                "checkpoint_score": round(case.checkpoint_score, 6),
+                "score": round(case.score, 6),
+                "differs": case.differs,
+                "first_divergence": case.divergence,
+            }
+        )
+    return records
+
+
+def _text(item: Item, pair: int) -> str:
+    if isinstance(item, CaptionItem):
+        return item.prompt
+    return item.question if isinstance(item, QuestionItem) else item.pairs[pair][0]
+
+
+def _references(item: Item, pair: int) -> list[str]:
+    if isinstance(item, MatchingItem):
+        return ["match" if item.pairs[pair][1] else "no match"]
+    given = item.references if isinstance(item, CaptionItem) else item.answers
+    return list(dict.fromkeys(given))
+
+
+def _shown(item: Item, answer: Answer, pair: int) -> str:
+    if isinstance(item, MatchingItem):
+        return f"{probability(answer['logits'][pair]):.3f}"
+    return str(answer["text"])
+
+
+def _thumbnail(picture: Picture, folder: Path) -> str:
+    what = f"{SCENES_VERSION} {picture.scene} {picture.path} {picture.stamp()}"
+    digest = sha256(what.encode()).hexdigest()
+    path = folder / THUMBNAILS / f"{digest[:16]}.jpg"
+    if not path.is_file():
+        image = picture.load().copy()
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging(path.parent, path.stem) as temporary:
+            image.save(temporary / path.name, quality=85)
+            (temporary / path.name).replace(path)
+    return f"{THUMBNAILS}/{path.name}"

@@ -1,0 +1,115 @@
+"""Who answers: the checkpoint, or one target in one precision and mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.build import source_digest, tool_versions
+from configs.command import Selection
+from configs.layout import REPOSITORY_ROOT
+from configs.manifest import file_sha256, key_of
+from configs.schema import EvaluateConfig, PipelineConfig
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
+from verify.bench import simulator_version
+from verify.cases import new_tokens
+from verify.plan import processor, simulated_by_default
+
+CHECKPOINT = "checkpoint"
+#: Modules of ``verify.evaluation`` that decide what an answer is.
+_ANSWERING = ("answering.py", "subjects.py", "answers.py")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One answerer of one task; small enough to send to another process."""
+
+    pipeline: PipelineConfig
+    task: TaskArtifacts
+    #: None: the checkpoint itself
+    artifacts: TargetArtifacts | None = None
+    #: OpenVINO's arithmetic, else ``""``
+    mode: str = ""
+
+    @property
+    def name(self) -> str:
+        """How messages and tables call it."""
+        if self.artifacts is None:
+            return CHECKPOINT
+        parts = (self.artifacts.name, self.artifacts.precision, self.mode)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it runs on a chip's simulator."""
+        return self.artifacts is not None and self.artifacts.simulated
+
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens generated per item, the same for every subject."""
+        manifest = self.task.manifest
+        return new_tokens(
+            self.task.task,
+            manifest.shapes.past_tokens,
+            manifest.shapes.text_tokens,
+            manifest.text.maximum_positions,
+        )
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that decides its answers, besides the items."""
+        manifest = self.task.manifest
+        decides: dict[str, Any] = {
+            "modules": [
+                file_sha256(Path(__file__).with_name(name))
+                for name in _ANSWERING
+                if Path(__file__).with_name(name).is_file()
+            ],
+            "new_tokens": self.new_tokens,
+            "task_manifest": manifest.model_dump(mode="json"),
+        }
+        if self.artifacts is None:
+            reference = REPOSITORY_ROOT / "verify" / "reference_model.py"
+            decides["reference"] = file_sha256(reference)
+            decides["tools"] = tool_versions("transformers", "torch", "pillow", "tokenizers")
+            return key_of(decides)
+        decides |= {
+            "artifacts": self.artifacts.identities,
+            "mode": self.mode,
+            "runtime": source_digest("runtime"),
+            "tools": tool_versions("numpy", "pillow", "tokenizers"),
+        }
+        if self.simulated:
+            decides["simulator"] = simulator_version()
+        elif self.artifacts.name == ONNX:
+            decides["backend"] = tool_versions("onnxruntime")
+        else:
+            decides["backend"] = tool_versions("openvino")
+            # The device's default arithmetic depends on the processor.
+            decides["processor"] = processor()
+        return key_of(decides)
+
+
+def subjects(
+    selection: Selection,
+    config: EvaluateConfig,
+    task: TaskArtifacts,
+    *,
+    full: bool,
+    modes: Sequence[str] | None = None,
+) -> tuple[list[Subject], list[str]]:
+    """The targets to evaluate, and names of those whose simulation takes too long unasked."""
+    found, left_out = [], []
+    for artifacts in task.targets:
+        if artifacts.simulated:
+            subject = Subject(selection.pipeline, task, artifacts)
+            if full or simulated_by_default(selection, artifacts):
+                found.append(subject)
+            else:
+                left_out.append(f"{task.task} {subject.name}")
+            continue
+        for mode in modes or config.modes:
+            found.append(Subject(selection.pipeline, task, artifacts, mode))
+    return found, left_out
