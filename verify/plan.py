@@ -12,10 +12,12 @@ from typing import Any
 from configs.build import source_digest, tool_versions
 from configs.command import Selection
 from configs.errors import ConfigError
+from configs.load import shown
 from configs.manifest import key_of
 from configs.schema import Component, TokenGate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import simulator_version
+from verify.quality import NamedGate, named_gate
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
 
@@ -38,6 +40,8 @@ class Planned:
     task: TaskArtifacts
     artifacts: TargetArtifacts
     gate: TokenGate | None = None
+    #: what the answers' quality may lose
+    quality: NamedGate | None = None
 
 
 @dataclass(frozen=True)
@@ -140,14 +144,17 @@ def _answers(
         )
     kind: Kind = "scores" if task.task == "itm" else "tokens"
     subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
+    file = shown(config)
+    quality = named_gate(selection.pipeline, task.task, artifacts, variant, file)
     inputs = {
+        "quality": quality.gate.model_dump(mode="json") if quality else None,
         "artifacts": artifacts.identities,
         "task_manifest": task.manifest.model_dump(mode="json"),
         "gate": gate.model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
         "tools": tool_versions("transformers", "torch"),
     }
-    yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts, gate)
+    yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts, gate, quality)
 
 
 def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -> str:

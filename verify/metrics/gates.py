@@ -47,14 +47,14 @@ def gate_of(
 
 
 def judged(
-    gate: QualityGate, source: str, agreement: float, drops: Mapping[str, float]
+    gate: QualityGate, source: str, agreement: float | None, drops: Mapping[str, float]
 ) -> list[Judgement]:
     """Every limit of a gate against what was measured.
 
-    A metric that was not measured is not judged; one that is not a number fails.
+    What was not measured is not judged; what is not a number fails.
     """
     found = []
-    if gate.min_agreement is not None:
+    if gate.min_agreement is not None and agreement is not None:
         enough = agreement >= gate.min_agreement - _ROUNDING
         found.append(Judgement(AGREEMENT, agreement, gate.min_agreement, enough, source))
     for name, limit in gate.max_drop.items():
