@@ -76,6 +76,15 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One bar: its share of the longest, in percent."""
+
+    name: str
+    value: str
+    share: float
+
+
+@dataclass(frozen=True)
 class Group:
     """All artifacts of a task on one target in one precision."""
 
@@ -95,6 +104,35 @@ class TaskArtifacts:
     task: str
     name: str
     groups: list[Group]
+
+    @property
+    def sizes(self) -> list[Bar]:
+        """Size of every set of artifacts."""
+        sizes = [(group.name, sum(a.size_bytes for a in group.artifacts)) for group in self.groups]
+        return _bars([(name, float(size), file_size(size)) for name, size in sizes])
+
+    @property
+    def estimates(self) -> list[Bar]:
+        """Latency of every net that its compiler gave an estimate for; one net, all chips."""
+        found = [
+            (a.component, net.name, group.name, net.estimate.latency_ms)
+            for group in self.groups
+            for a in group.artifacts
+            for net in a.manifest.nets
+            if net.estimate
+        ]
+        nets = list(dict.fromkeys((component, net) for component, net, _, _ in found))
+        found.sort(key=lambda item: nets.index((item[0], item[1])))
+        return _bars(
+            [
+                (
+                    f"{component}{'' if net == 'main' else ', ' + component_name(net)}, {group}",
+                    latency_ms,
+                    milliseconds(latency_ms),
+                )
+                for component, net, group, latency_ms in found
+            ]
+        )
 
 
 def artifacts(sources: Sources, every: Sequence[Row]) -> list[TaskArtifacts]:
@@ -133,6 +171,11 @@ def tool_versions(sources: Sources) -> list[tuple[str, str]]:
         for tool, version in tools.items():
             versions.setdefault(str(tool), set()).add(str(version))
     return [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
+
+
+def _bars(values: list[tuple[str, float, str]]) -> list[Bar]:
+    longest = max((value for _, value, _ in values), default=0.0) or 1.0
+    return [Bar(name, words, round(100 * value / longest, 2)) for name, value, words in values]
 
 
 def _size(manifest: ComponentManifest) -> int:

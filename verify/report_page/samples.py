@@ -51,9 +51,14 @@ class Sample:
     answers: list[tuple[str, list[Answer | None]]]
 
     @property
+    def differing(self) -> int:
+        """How many targets give another answer than the checkpoint."""
+        return sum(any(a and a.same is False for a in row) for _, row in self.answers)
+
+    @property
     def agrees(self) -> bool:
         """Whether every target gives the checkpoint's answers."""
-        return all(answer.same is not False for _, row in self.answers for answer in row if answer)
+        return self.differing == 0
 
 
 #: task -> what each check quotes of one scene
