@@ -16,7 +16,7 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report bench test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help: ## list the targets
@@ -64,6 +64,9 @@ report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, an
 
 evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the checkpoint's (DATASET=kind:path ITEMS= MODE=)
 	@$(PYTHON) -m verify evaluate $(evaluated) $(target) $(precision)
+
+bench: $(ENVIRONMENT) ## measure torch, onnxruntime, the notebook's design and our modes side by side (QUICK=1)
+	@$(PYTHON) -m verify bench $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(if $(TASK),--task $(TASK)) $(if $(QUICK),--quick)
 
 test: setup ## run the tests
 	@$(PYTHON) -m pytest

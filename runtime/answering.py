@@ -121,6 +121,8 @@ class QuestionAnswerer(Task):
         pixel_values: Any,
         input_ids: Any,
         attention_mask: Any = None,
+        *,
+        timings: Optional[Timings] = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Token ids ``[batch x num_return_sequences, tokens]``, as HuggingFace returns them.
@@ -130,11 +132,13 @@ class QuestionAnswerer(Task):
             input_ids: questions ``[batch, tokens]`` as the processor makes them.
             attention_mask: 1 for tokens, 0 for padding. The decoder never attends to padding,
                 so a row's answer equals that of the row alone.
+            timings: collects the time of each stage.
             **generate_kwargs: as in ``GenerationSettings``.
 
         Returns:
             a numpy array, or a torch tensor if ``pixel_values`` is one.
         """
+        timings = timings or Timings()
         settings = GenerationSettings.from_arguments(**generate_kwargs)
         pixels = as_numpy(pixel_values).astype(np.float32, copy=False)
         mask = None if attention_mask is None else as_numpy(attention_mask)
@@ -144,9 +148,10 @@ class QuestionAnswerer(Task):
         found: List[List[TokenSequence]] = []
         for part in chunks(range(len(pixels)), self.images_at_once()):
             picked = slice(part[0], part[-1] + 1)
-            embeds = self._image_embeds(pixels[picked])
+            with timings.measure("vision", len(part)):
+                embeds = self._image_embeds(pixels[picked])
             rows = list(range(len(part)))
-            found += self._answer(embeds, rows, ids[picked], settings, None, Timings())
+            found += self._answer(embeds, rows, ids[picked], settings, None, timings)
         return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
 
     def _image_embeds(self, pixel_values: np.ndarray) -> np.ndarray:

@@ -89,6 +89,8 @@ class Captioner(Task):
         pixel_values: Any,
         input_ids: Any = None,
         attention_mask: Any = None,
+        *,
+        timings: Optional[Timings] = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Token ids ``[batch x num_return_sequences, tokens]``, as HuggingFace returns them.
@@ -98,6 +100,7 @@ class Captioner(Task):
             input_ids: prompts ``[batch, tokens]`` as the processor makes them; None for none.
             attention_mask: 1 for tokens, 0 for padding. Padding on either side is left out,
                 so a row's answer equals that of the row alone.
+            timings: collects the time of each stage.
             **generate_kwargs: as in ``GenerationSettings``.
 
         Returns:
@@ -118,7 +121,9 @@ class Captioner(Task):
         found: List[List[TokenSequence]] = []
         for part in chunks(range(rows), self.images_at_once()):
             picked = slice(part[0], part[-1] + 1)
-            found += self._generate(pixels[picked], prompts[picked], settings, None, Timings())
+            found += self._generate(
+                pixels[picked], prompts[picked], settings, None, timings or Timings()
+            )
         return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
 
     def _generate(

@@ -9,6 +9,7 @@ import typer
 
 from configs.command import exit_codes, select
 from configs.load import shown
+from verify.benchmark.command import bench
 from verify.evaluation.command import evaluate
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
@@ -48,6 +49,7 @@ def main(
 
 application.command()(evaluate)
 application.command()(report)
+application.command()(bench)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""One runner per way of running a checkpoint; each lives in a process of its own."""
