@@ -123,10 +123,13 @@ def test_clean_build_passes_on_every_task_and_stage(clean: Path) -> None:
     verdict = json.loads((clean.parent / "verdict.json").read_text())
     assert verdict["passed"] is True
     seen = {(c["task"], c["stage"]) for c in verdict["checks"]}
-    stages = ("hf_vs_wrapper", "wrapper_vs_onnxruntime", "onnxruntime_vs_target", "tokens")
+    stages = (
+        *("hf_vs_wrapper", "wrapper_vs_onnxruntime", "onnxruntime_vs_target", "tokens"),
+        *("checkpoint_vs_host", "checkpoint_layers", "target_layers"),
+    )
     assert seen == {(task, stage) for task in TASKS for stage in stages}
     kinds = {c["kind"] for c in verdict["checks"]}
-    assert kinds == {"component", "tokens", "scores"}
+    assert kinds == {"component", "tokens", "scores", "stage", "layers"}
     for check in verdict["checks"]:
         assert check["samples"] > 0
         assert check["passed"]
@@ -140,7 +143,8 @@ def test_openvino_is_checked_in_both_modes_beyond_the_second_step(clean: Path) -
     verdict = json.loads((clean.parent / "verdict.json").read_text())
     modes = {}
     for check in verdict["checks"]:
-        if (check["target"], check["component"]) == ("openvino", "text_decoder"):
+        about = check["stage"], check["target"], check["component"]
+        if about == ("onnxruntime_vs_target", "openvino", "text_decoder"):
             modes[check["task"], check["variant"]] = check["metrics"]["cases"]
     assert set(modes) == {(task, mode) for task in ("caption", "vqa") for mode in ("exact", "fast")}
     for (task, _), cases in modes.items():
@@ -163,7 +167,8 @@ def test_changed_tolerance_or_gate_is_checked_again(clean: Path, tmp_path: Path)
     changed = tmp_path / "pipeline.yaml"
     changed.write_text(clean.read_text().replace("scenes: 6", "scenes: 5"))
     result = run(changed, task="vqa", target="openvino")
-    assert {c.subject.kind for c in result.checks} == {"component", "tokens"}
+    kinds = {c.subject.kind for c in result.checks}
+    assert kinds == {"component", "tokens", "stage", "layers"}
     assert result.done_now == sum(c.subject.kind == "tokens" for c in result.checks)
 
 
@@ -188,8 +193,8 @@ def test_interrupted_run_goes_on_where_it_stopped(
     monkeypatch.setattr(pipeline, "hf_vs_wrapper", original)
     result = run(copy, task="caption", component="vision_encoder,cross_key_values,text_decoder")
     assert result.passed
-    # The first two components were done: two checks each.
-    assert result.done_now == len(result.checks) - 4
+    # The first two components were done: three checks each.
+    assert result.done_now == len(result.checks) - 6
 
 
 def test_large_models_are_not_simulated_unasked_and_not_called_passed(copy: Path) -> None:
@@ -233,7 +238,8 @@ def test_perturbed_weight_in_the_graph_is_found(copy: Path) -> None:
 
     edit_graph(folder(copy, "caption") / "onnx" / "vision_encoder.onnx", perturb)
     result = run(copy, task="caption", component="vision_encoder")
-    assert failed(result) == {("wrapper_vs_onnxruntime", "vision_encoder", "")}
+    stages = ("wrapper_vs_onnxruntime", "checkpoint_layers")
+    assert failed(result) == {(stage, "vision_encoder", "") for stage in stages}
     error = failure(result)
     assert error is not None
     assert "caption vision_encoder onnx" in str(error)
@@ -247,9 +253,8 @@ def test_perturbed_weight_in_the_ir_is_found(copy: Path) -> None:
     path.write_bytes(weights.tobytes())
     reseal(path)
     result = run(copy, task="caption", component="vision_encoder", target="openvino")
-    assert failed(result) == {
-        ("onnxruntime_vs_target", "vision_encoder", mode) for mode in ("exact", "fast")
-    }
+    compared = {("onnxruntime_vs_target", "vision_encoder", mode) for mode in ("exact", "fast")}
+    assert failed(result) == {*compared, ("target_layers", "vision_encoder", "exact")}
 
 
 def test_not_a_number_in_the_ir_is_found_and_reported_not_raised(copy: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from configs.command import exit_codes, select
 from configs.load import shown
 from verify.benchmark.command import bench
+from verify.bisect.command import bisect
 from verify.evaluation.command import evaluate
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
@@ -50,6 +51,7 @@ def main(
 application.command()(evaluate)
 application.command()(report)
 application.command()(bench)
+application.command()(bisect)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.manifest import file_sha256, key_of
@@ -22,6 +22,9 @@ from verify.inputs import Graphs, Sample, SampleSource
 from verify.padding import padded_nets, padded_pairs
 from verify.reference_model import Answer, reference_answers
 from verify.remembered import RememberedSession, artifact_key, forget_others
+
+if TYPE_CHECKING:
+    from verify.tracing.checkpoint_trace import Checkpoint
 
 #: Cases that one call of a task gets: enough to batch, few enough to keep memory flat.
 CASES_AT_ONCE = 40
@@ -54,6 +57,22 @@ class TaskBench:
         self._graphs: Graphs | None = None
         self._samples: dict[str, SampleSource] = {}
         self._opened: dict[TargetKey, dict[Component, Session]] = {}
+        self._checkpoint: Checkpoint | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint in HuggingFace's own classes."""
+        if self._checkpoint is None:
+            from verify.tracing.checkpoint_trace import Checkpoint
+
+            config = self.pipeline.tasks[self.task]
+            revision = self.artifacts.manifest.checkpoint.revision
+            self._checkpoint = Checkpoint(self.task, config, revision)
+        return self._checkpoint
+
+    def forget_checkpoint(self) -> None:
+        """Frees the checkpoint's memory; it is loaded again when it is needed again."""
+        self._checkpoint = None
 
     @property
     def task(self) -> Task:
@@ -155,6 +174,7 @@ class TaskBench:
         for artifacts in (self.artifacts.onnx, *self.artifacts.targets):
             self.release(artifacts)
         self._samples = {}
+        self._checkpoint = None
         if self._graphs is not None:
             self._graphs.close()
             self._graphs = None

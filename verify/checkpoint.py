@@ -11,7 +11,7 @@ from typing import Any
 from configs.errors import InputError
 from configs.layout import checkpoint_folder
 from configs.load import shown
-from configs.manifest import TaskManifest
+from configs.manifest import TaskManifest, file_sha256
 from configs.schema import TaskConfig
 
 
@@ -29,6 +29,15 @@ def check_checkpoint(config: TaskConfig, manifest: TaskManifest) -> None:
             f"{shown(folder)}: not the weights that {manifest.task} was exported from; "
             f"run: make export TASK={manifest.task}, then compile again"
         )
+
+
+def checkpoint_files(config: TaskConfig) -> dict[str, str]:
+    """Digests of a local checkpoint's settings and tokenizer; its weights are checked apart."""
+    folder = checkpoint_folder(config.checkpoint)
+    if folder is None:
+        return {}
+    names = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt"))
+    return {path.name: file_sha256(path) for path in names}
 
 
 def weights_sha256(folder: Path) -> str:

@@ -133,6 +133,7 @@ def _run(
                             None if check.passed else f"[red]failed[/] {item.subject.name}"
                         )
                     bench.release(group[0].artifacts)
+                    bench.forget_checkpoint()
 
 
 def _loaded_together(item: Planned) -> tuple[int, str]:
@@ -143,6 +144,10 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
     try:
         if item.subject.kind == "component":
             return _component(item, bench, progress)
+        if item.subject.kind == "layers":
+            return _layers(item, bench)
+        if item.subject.kind == "stage":
+            return _stages(item, bench)
         return _answers(item, bench, config)
     except ToolError as error:
         # One backend's failure is a finding about its artifact; the other artifacts are still
@@ -167,6 +172,39 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
     if subject.variant == "padded":
         return padded_vs_unpadded(subject, manifest, bench.padded_pairs(component))
     return wrapper_vs_onnxruntime(subject, manifest, bench.session(item.artifacts, component))
+
+
+def _layers(item: Planned, bench: TaskBench) -> Check:
+    # Here, not above: an unchanged run must not wait for onnx to load.
+    from verify.tracing.checks import checkpoint_layers, layer_check, target_layers
+
+    subject, component = item.subject, item.subject.named_component
+    onnx = item.task.onnx.components[component]
+    if subject.stage == "checkpoint_layers":
+        seed = bench.pipeline.verify.seed
+        layers = checkpoint_layers(onnx, bench.checkpoint, subject.task, seed)
+        return layer_check(subject, layers, "f32")
+    samples = bench.samples(item.artifacts, component)
+    target = item.artifacts.components[component]
+    layers = target_layers(onnx, target, samples, subject.variant, item.artifacts.precision)
+    return layer_check(subject, layers, arithmetic(item.artifacts, subject.variant))
+
+
+def _stages(item: Planned, bench: TaskBench) -> Check:
+    from verify.stages.check import HOST_CASES, stage_check, stage_findings
+
+    cases = bench.cases(HOST_CASES)
+    found = stage_findings(
+        item.task.manifest,
+        bench.pipeline.tasks[item.task.task],
+        bench.checkpoint,
+        bench.graphs,
+        item.task.onnx.components,
+        cases,
+        bench.new_tokens(),
+        bench.pipeline.verify.seed,
+    )
+    return stage_check(item.subject, found, len(cases))
 
 
 def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:

@@ -17,6 +17,7 @@ from configs.manifest import key_of
 from configs.schema import Component, TokenGate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import simulator_version
+from verify.checkpoint import checkpoint_files
 from verify.quality import NamedGate, named_gate
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
@@ -85,8 +86,11 @@ def simulated_by_default(selection: Selection, artifacts: TargetArtifacts) -> bo
 
 
 def _onnx_checks(selection: Selection, task: TaskArtifacts, config: Path) -> Iterator[Planned]:
+    if not selection.components:
+        yield _stages(selection, task)
     for component in selection.task_components(task.task):
         yield _component(selection, task, task.onnx, component, "hf_vs_wrapper")
+        yield _component(selection, task, task.onnx, component, "checkpoint_layers")
         yield _component(selection, task, task.onnx, component, "wrapper_vs_onnxruntime")
         if component in PADDED:
             yield _component(
@@ -102,7 +106,31 @@ def _target_checks(
     for mode in modes:
         for component in selection.task_components(task.task):
             yield _component(selection, task, artifacts, component, "onnxruntime_vs_target", mode)
+            if mode == "exact" and _comparable(task.onnx, artifacts, component):
+                yield _component(selection, task, artifacts, component, "target_layers", mode)
         yield from _answers(selection, task, artifacts, mode, config)
+
+
+def _comparable(onnx: TargetArtifacts, artifacts: TargetArtifacts, component: Component) -> bool:
+    """Whether an IR can be compared layer by layer: the contract's inputs, weights not integers."""
+    if artifacts.precision not in ("f32", "f16"):
+        return False
+    mine, theirs = artifacts.components[component].nets, onnx.components[component].nets
+    names = {spec.name for spec in theirs[0].inputs}
+    return len(mine) == 1 and {spec.name for spec in mine[0].inputs} == names
+
+
+def _stages(selection: Selection, task: TaskArtifacts) -> Planned:
+    subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "stage")
+    inputs = {
+        "onnx": task.onnx.identities,
+        "task_manifest": task.manifest.model_dump(mode="json"),
+        "checkpoint": checkpoint_files(selection.pipeline.tasks[task.task]),
+        "task": selection.pipeline.tasks[task.task].model_dump(mode="json"),
+        "seed": selection.pipeline.verify.seed,
+        "tools": tool_versions("transformers", "torch"),
+    }
+    return Planned(subject, _key(subject, task.onnx, inputs), task, task.onnx)
 
 
 def _component(
@@ -113,8 +141,9 @@ def _component(
     stage: Stage,
     variant: str = "",
 ) -> Planned:
+    kind: Kind = "layers" if stage in ("checkpoint_layers", "target_layers") else "component"
     subject = Subject(
-        stage, task.task, component, artifacts.name, artifacts.precision, "component", variant
+        stage, task.task, component, artifacts.name, artifacts.precision, kind, variant
     )
     # Real inputs come from upstream graphs, so all of them count.
     inputs = {
@@ -124,6 +153,9 @@ def _component(
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
     }
+    if stage == "checkpoint_layers":
+        inputs["checkpoint"] = checkpoint_files(selection.pipeline.tasks[task.task])
+        inputs["tools"] = tool_versions("transformers", "torch")
     return Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
 
 

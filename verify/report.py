@@ -15,7 +15,10 @@ from verify.results import Check
 _COMPARED_WITH = {
     "hf_vs_wrapper": "checkpoint",
     "wrapper_vs_onnxruntime": "wrapper",
+    "checkpoint_vs_host": "checkpoint",
+    "checkpoint_layers": "layers",
     "onnxruntime_vs_target": "onnxruntime",
+    "target_layers": "layers",
     "tokens": "checkpoint",
 }
 
@@ -74,6 +77,11 @@ def _figures(check: Check) -> tuple[str, str, str]:
             _exponent(tolerance.get("max_relative_error")),
             "-" if cosine is None else _exponent(max(0.0, 1.0 - cosine)),
         )
+    if check.subject.kind == "layers":
+        limit = tolerance.get("max_introduced_error")
+        return _exponent(metrics.get("introduced_error")), _exponent(limit), ""
+    if check.subject.kind == "stage":
+        return "", "", ""
     exact = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
     return _percent(exact), _percent(tolerance.get("minimum_exact")), ""
 

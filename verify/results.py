@@ -14,7 +14,7 @@ from configs.errors import ToolError
 from configs.schema import Component, Precision, Task
 from verify.tolerances import Stage
 
-Kind = Literal["component", "tokens", "scores"]
+Kind = Literal["component", "tokens", "scores", "stage", "layers"]
 
 STORE_FILE = "verify-checks.jsonl"
 

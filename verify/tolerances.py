@@ -15,7 +15,15 @@ from configs.load import read_yaml, shown, validate
 from configs.manifest import file_sha256
 from configs.schema import Component, Precision, Strict
 
-Stage = Literal["hf_vs_wrapper", "wrapper_vs_onnxruntime", "onnxruntime_vs_target", "tokens"]
+Stage = Literal[
+    "hf_vs_wrapper",
+    "wrapper_vs_onnxruntime",
+    "checkpoint_vs_host",
+    "checkpoint_layers",
+    "onnxruntime_vs_target",
+    "target_layers",
+    "tokens",
+]
 
 TOLERANCES_FILE = CONFIGS_FOLDER / "tolerances.yaml"
 
@@ -53,6 +61,13 @@ class Tolerance(Row):
     min_cosine: Annotated[float, Field(gt=0.0, le=1.0)]
 
 
+class LayerTolerance(Row):
+    """Row for the error that one layer introduces by itself."""
+
+    #: norm of what the layer adds to the error over the norm of its right output
+    max_introduced_error: PositiveFloat
+
+
 class ScoreTolerance(Row):
     """Row for match scores: probabilities and contrastive cosines, absolute differences."""
 
@@ -80,6 +95,29 @@ class Tolerances(Strict):
     components: Annotated[tuple[Tolerance, ...], Field(min_length=1)]
     scores: Annotated[tuple[ScoreTolerance, ...], Field(min_length=1)]
     answers: tuple[AnswerTolerance, ...] = ()
+    layers: tuple[LayerTolerance, ...] = ()
+
+    def layer(
+        self,
+        *,
+        stage: Stage,
+        target: str,
+        precision: Precision,
+        arithmetic: Precision,
+        component: Component,
+    ) -> LayerTolerance:
+        """The row for the layers of one component.
+
+        Raises:
+            ConfigError: no row applies.
+        """
+        for row in self.layers:
+            applies = row.applies
+            if _covers(applies, stage, target, precision, arithmetic) and (
+                applies.components is None or component in applies.components
+            ):
+                return row
+        raise _no_row("layers", stage, target, precision, arithmetic)
 
     def component(
         self,
@@ -145,11 +183,14 @@ def _no_row(table: str, *key: str) -> ConfigError:
     )
 
 
-def source(row: Tolerance | ScoreTolerance | AnswerTolerance) -> str:
+def source(row: Row) -> str:
     """Where a tolerance comes from, as reports show it."""
-    table = {Tolerance: "components", ScoreTolerance: "scores", AnswerTolerance: "answers"}[
-        type(row)
-    ]
+    table = {
+        Tolerance: "components",
+        ScoreTolerance: "scores",
+        AnswerTolerance: "answers",
+        LayerTolerance: "layers",
+    }[type(row)]
     return f"configs/tolerances.yaml: {table}.{row.name}"
 
 
@@ -165,6 +206,7 @@ def load_tolerances(path: Path = TOLERANCES_FILE) -> Tolerances:
         "components": table.components,
         "scores": table.scores,
         "answers": table.answers,
+        "layers": table.layers,
     }
     for key, rows in tables.items():
         names = [row.name for row in rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from verify.bisect.graph import Array, Arrays, ExportedGraph, Runner, local
+from verify.tracing.graph import Array, Arrays, ExportedGraph, Runner, local
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Exported graphs taken apart: every tensor an output, every layer fed by somebody else's inputs."""
+"""Exported graphs taken apart: every tensor an output, every layer fed with others' inputs."""
 
 from __future__ import annotations
 

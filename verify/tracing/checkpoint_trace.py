@@ -15,14 +15,17 @@ from configs.errors import InputError
 from configs.layout import checkpoint_folder
 from configs.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from configs.schema import Component, Task, TaskConfig
-from verify.bisect.correspondence import Pair, Side
-from verify.bisect.graph import Array, ExportedGraph
 from verify.cases import SEED_STRIDE, picture, questions_by_length
+from verify.tracing.correspondence import Pair, Side
+from verify.tracing.graph import Array, ExportedGraph
 
 #: Added to a score where attention is not allowed, as HuggingFace's BLIP does it.
 MASKED = -10000.0
 #: Pad tokens behind a text, for the case that shows whether padding is attended.
 _PADS = 5
+
+#: Stands for the additive mask among a case's outputs: the graph has its own name for it.
+SELF_MASK = "@self_attention_mask"
 
 Tensors = dict[tuple[str, Side], Array]
 
@@ -68,9 +71,7 @@ class Checkpoint:
         try:
             self.model: Any = (
                 getattr(transformers, classes[task])
-                .from_pretrained(
-                    source, dtype=torch.float32, attn_implementation="eager", **named
-                )
+                .from_pretrained(source, dtype=torch.float32, attn_implementation="eager", **named)
                 .eval()
             )
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **named)
@@ -172,6 +173,8 @@ class Checkpoint:
             feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
             if crossed:
                 feeds["image_embeds"] = embeds.numpy()
+            closed = (1.0 - mask.numpy().astype(np.float32)) * np.float32(MASKED)
+            outputs[SELF_MASK] = closed[:, None, None, :]
             yield Traced(f"scene {scene} {text!r}" + ", padded" * number, feeds, seen, outputs)
 
     def _text_outputs(self, component: Component, states: Any) -> dict[str, Array]:
@@ -317,10 +320,17 @@ def on_graph(
             value = value[:, -1]
         if name in graph.sites:
             tensors[name] = np.ascontiguousarray(value)
-    for name, value in traced.outputs.items():
+    for output, value in traced.outputs.items():
+        name = output if output != SELF_MASK else _self_mask(graph)
         if name in graph.sites:
             tensors[name] = np.ascontiguousarray(value)
     return tensors, missing
+
+
+def _self_mask(graph: ExportedGraph) -> str:
+    """The tensor that a text encoder adds to its scores: their sum's other operand."""
+    node = graph.nodes.get("/layers.0/attention/Add")
+    return str(node.input[1]) if node is not None else ""
 
 
 def tensor_of(graph: ExportedGraph, pair: Pair) -> str | None:

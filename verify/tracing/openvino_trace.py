@@ -12,7 +12,7 @@ from configs.errors import ToolError
 from runtime.manifests import ComponentManifest
 from runtime.openvino_session import compile_settings, shared_core
 from runtime.sessions import SessionOptions, narrowed, widened
-from verify.bisect.graph import Array, Arrays
+from verify.tracing.graph import Array, Arrays
 
 
 class OpenVinoTrace:
@@ -48,7 +48,9 @@ class OpenVinoTrace:
                         if name in wanted:
                             ports[name] = port
             model.add_outputs(list({id(p): p for p in ports.values()}.values()))
-            self._compiled = core.compile_model(model, "CPU", compile_settings(self._options, "CPU"))
+            self._compiled = core.compile_model(
+                model, "CPU", compile_settings(self._options, "CPU")
+            )
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ToolError(f"{path}: OpenVINO cannot trace it ({reason}); rebuild it") from None
@@ -56,7 +58,7 @@ class OpenVinoTrace:
         self._plain: Any = None
 
     def tensors(self, feeds: Arrays) -> dict[str, Array]:
-        """All tensors by the exported graph's names; the contract's outputs as the manifest says."""
+        """All tensors by the exported graph's names; outputs as the manifest maps them."""
         found = self._run(self._compiled, feeds)
         traced = {name: found[name] for name in self.names if name in found}
         return {**traced, **self._contract(found)}

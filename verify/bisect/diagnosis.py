@@ -1,0 +1,306 @@
+"""Looks at every stage from the image to the answer, and says which one is wrong and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.command import Selection
+from configs.errors import BlipEdgeError, ConfigError
+from configs.schema import Component, Precision
+from runtime.manifests import ComponentManifest
+from runtime.matching import Matcher
+from runtime.task import Task as RuntimeTask
+from verify.answers import generated_tokens, match_scores
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
+from verify.bench import TaskBench
+from verify.bisect.chip import chip_layers
+from verify.bisect.islands import Island, islands
+from verify.pipeline import arithmetic
+from verify.results import Subject
+from verify.stages.check import HOST_CASES, stage_findings
+from verify.stages.finding import Finding
+from verify.tracing.checks import (
+    Layers,
+    checkpoint_layers,
+    chosen,
+    exported_graph,
+    layer_tolerance,
+    target_layers,
+    traced_tensors,
+)
+from verify.tracing.introduced import LayerError, difference, ranked
+from verify.tracing.openvino_trace import OpenVinoTrace
+
+Comparison = Literal["checkpoint_vs_onnx", "onnxruntime_vs_target"]
+#: An untouched IR this much further off than the traced one has a fault that tracing takes away.
+VANISHED = 4.0
+#: Scores of whole answers may differ by this much from the exported graph's before they count.
+SCORE_ERROR = 0.05
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ComponentDiagnosis:
+    """One component's layers in one comparison."""
+
+    component: Component
+    comparison: Comparison
+    layers: Layers
+    bound: float
+    #: how the layers were looked at, e.g. ``intermediate outputs`` or the vendor's tool
+    method: str
+    islands: tuple[Island, ...] = ()
+    net: str = "main"
+
+    @property
+    def exceeding(self) -> list[LayerError]:
+        """Tensors beyond the bound, worst first."""
+        return [e for e in ranked(self.layers.errors) if not e.introduced <= self.bound]
+
+
+@dataclass
+class Diagnosis:
+    """Everything found about one task on one target."""
+
+    artifacts: TargetArtifacts
+    task: TaskArtifacts
+    mode: str
+    findings: list[Finding] = field(default_factory=list)
+    components: list[ComponentDiagnosis] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Finding | None:
+        """The first stage that is wrong: what comes later may only follow from it."""
+        return self.findings[0] if self.findings else None
+
+    def sensitivities(self, component: Component) -> dict[str, float]:
+        """Introduced error by exported tensor, for choosing what stays in float."""
+        return {
+            error.tensor: error.introduced
+            for part in self.components
+            if part.component == component and part.comparison == "onnxruntime_vs_target"
+            for error in part.layers.errors
+        }
+
+
+def diagnose(
+    selection: Selection,
+    task: TaskArtifacts,
+    artifacts: TargetArtifacts,
+    mode: str,
+    on_step: Progress = lambda _: None,
+) -> Diagnosis:
+    """Works through all stages of one task on one target, in the order data flows.
+
+    Raises:
+        InputError, ToolError: an artifact or a tool cannot be used at all.
+    """
+    result = Diagnosis(artifacts, task, mode)
+    bench = TaskBench(task, selection.pipeline)
+    try:
+        on_step("stages around the graphs")
+        if not selection.components:
+            result.findings += _stages(bench, task)
+        for component in selection.task_components(task.task):
+            on_step(f"{component}: checkpoint against ONNX")
+            result.findings += _export(result, bench, component)
+        if artifacts.name != ONNX:
+            for component in selection.task_components(task.task):
+                on_step(f"{component}: ONNX against {artifacts.name}")
+                result.findings += _target(result, bench, selection, component)
+        if not result.findings and not selection.components and not artifacts.simulated:
+            on_step("whole answers")
+            result.findings += _whole_answers(result, bench)
+    finally:
+        bench.close()
+    return result
+
+
+def _stages(bench: TaskBench, task: TaskArtifacts) -> list[Finding]:
+    return stage_findings(
+        task.manifest,
+        bench.pipeline.tasks[task.task],
+        bench.checkpoint,
+        bench.graphs,
+        task.onnx.components,
+        bench.cases(HOST_CASES),
+        bench.new_tokens(),
+        bench.pipeline.verify.seed,
+    )
+
+
+def _found(stage: str, part: ComponentDiagnosis) -> Iterator[Finding]:
+    """Constants and attributes first: they name the cause where an error only shows it."""
+    for where, what in part.layers.faults:
+        yield Finding(stage, f"{part.component} {where.rsplit('.weight', 1)[0]}", what)
+    seen = {where for where, _ in part.layers.faults}
+    for error in _one_per_layer(part.exceeding):
+        if error.layer not in seen:
+            what = f"introduces an error of {error.introduced:.1e} at {error.tensor}"
+            yield Finding(stage, f"{part.component} {error.layer}", what)
+
+
+def _one_per_layer(errors: list[LayerError]) -> list[LayerError]:
+    worst: dict[str, LayerError] = {}
+    for error in errors:
+        worst.setdefault(error.layer, error)
+    return list(worst.values())
+
+
+def _export(result: Diagnosis, bench: TaskBench, component: Component) -> list[Finding]:
+    manifest = result.task.onnx.components[component]
+    try:
+        layers = checkpoint_layers(
+            manifest, bench.checkpoint, bench.task, bench.pipeline.verify.seed
+        )
+    except BlipEdgeError as error:
+        return [Finding("export", component, str(error))]
+    subject = Subject("checkpoint_layers", bench.task, component, ONNX, "f32", "layers")
+    bound = layer_tolerance(subject, "f32").max_introduced_error
+    part = ComponentDiagnosis(
+        component, "checkpoint_vs_onnx", layers, bound, "hooks on HuggingFace's modules"
+    )
+    result.components.append(part)
+    return list(_found("export", part))
+
+
+def _target(
+    result: Diagnosis, bench: TaskBench, selection: Selection, component: Component
+) -> list[Finding]:
+    artifacts = result.artifacts
+    manifest = artifacts.components[component]
+    try:
+        if artifacts.simulated:
+            parts = _chip(result, bench, selection, component)
+        else:
+            parts = [_openvino(result, bench, component, manifest)]
+    except BlipEdgeError as error:
+        return [Finding("target", component, str(error))]
+    result.components += parts
+    found = [finding for part in parts for finding in _found("target", part)]
+    if not found and not artifacts.simulated:
+        found += _hidden_by_tracing(result, bench, component, manifest)
+    return found
+
+
+def _openvino(
+    result: Diagnosis, bench: TaskBench, component: Component, manifest: ComponentManifest
+) -> ComponentDiagnosis:
+    artifacts = result.artifacts
+    samples = bench.samples(artifacts, component)
+    # Rounded weights are part of what is compared at the device's default, not of what is allowed.
+    precision: Precision = artifacts.precision if result.mode == "exact" else "f32"
+    onnx = result.task.onnx.components[component]
+    layers = target_layers(onnx, manifest, samples, result.mode, precision)
+    bound = _bound(artifacts, component, result.mode)
+    found = islands(layers.errors, bound)
+    how = "outputs added to the IR"
+    return ComponentDiagnosis(component, "onnxruntime_vs_target", layers, bound, how, found)
+
+
+def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> float:
+    computed = arithmetic(artifacts, mode)
+    task = artifacts.components[component].task
+    subject = Subject(
+        "target_layers",
+        task,  # type: ignore[arg-type]
+        component,
+        artifacts.name,
+        artifacts.precision,
+        "layers",
+        mode,
+    )
+    return layer_tolerance(subject, computed).max_introduced_error
+
+
+def _chip(
+    result: Diagnosis, bench: TaskBench, selection: Selection, component: Component
+) -> list[ComponentDiagnosis]:
+    artifacts = result.artifacts
+    samples = bench.samples(artifacts, component)
+    bound = _bound(artifacts, component, "")
+    parts = []
+    for traced in chip_layers(selection, result.task, artifacts, component, samples):
+        found = islands(traced.layers.errors, bound)
+        parts.append(
+            ComponentDiagnosis(
+                component,
+                "onnxruntime_vs_target",
+                traced.layers,
+                bound,
+                traced.method,
+                found,
+                traced.net,
+            )
+        )
+    return parts
+
+
+def _hidden_by_tracing(
+    result: Diagnosis, bench: TaskBench, component: Component, manifest: ComponentManifest
+) -> list[Finding]:
+    """Faults of fused kernels, which an added output takes apart: looked for layer by layer.
+
+    The untouched IR is compared first. If it is much further off than the traced one, an output is
+    added at the end of one layer at a time, until the error up to there is the untouched IR's.
+    """
+    graph = exported_graph(result.task.onnx.components[component])
+    samples = list(chosen(bench.samples(result.artifacts, component)))
+    names = traced_tensors(graph)
+    traced = OpenVinoTrace(manifest, result.mode, names)
+    session = bench.graphs.sessions[component]
+    bound = _bound(result.artifacts, component, result.mode)
+    for sample in samples:
+        expected = session.run(sample.feeds)
+        plain, looked_at = traced.answers(sample.feeds), traced.tensors(sample.feeds)
+        for name, right in expected.items():
+            off = difference(right, plain[name])[0]
+            if off > max(bound, VANISHED * difference(right, looked_at[name])[0], 1e-2):
+                where = f"{component} fused kernel before {name}"
+                what = f"{off:.1e} off as it runs, right as soon as its tensors are looked at"
+                return [Finding("target", where, what)]
+    return []
+
+
+def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
+    """Nothing is wrong with any part: then the parts are put together wrongly."""
+    cases = bench.cases(HOST_CASES)
+    expected = bench.expected(HOST_CASES)
+    variant = result.mode if result.artifacts.name != ONNX else ""
+    task: RuntimeTask = bench.runtime_task(result.artifacts, variant)
+    found: list[Finding] = []
+    if isinstance(task, Matcher):
+        for case, answer, match in zip(cases, expected, match_scores(task, cases), strict=True):
+            for name, mine, right in (
+                ("match probability", match.probability, answer.probability),
+                ("contrastive cosine", match.cosine, answer.similarity),
+            ):
+                if right is None or not abs(mine - right) <= SCORE_ERROR:
+                    what = f"{case.name}: {mine:.3f} instead of {right:.3f}"
+                    found.append(Finding("generation", name, what))
+        return found
+    tokens = generated_tokens(task, cases, bench.new_tokens())  # type: ignore[arg-type]
+    end = int(bench.checkpoint.text_config.sep_token_id)
+    for case, answer, ids in zip(cases, expected, tokens, strict=True):
+        if ids != answer.tokens:
+            longer = ids[: len(answer.tokens)] == answer.tokens
+            where = "end token" if longer or end not in ids else "search"
+            what = f"{case.name}: {list(ids)} instead of {list(answer.tokens)}"
+            found.append(Finding("generation", where, what))
+    return found[:1]
+
+
+def one_target(task: TaskArtifacts, name: str) -> TargetArtifacts:
+    """The artifacts of a target by name; ``onnx`` is the exported graph itself.
+
+    Raises:
+        ConfigError: not selected.
+    """
+    for artifacts in (task.onnx, *task.targets):
+        if artifacts.name == name:
+            return artifacts
+    raise ConfigError(f"--target {name}: not among the pipeline's targets; list it or name another")

@@ -1,0 +1,1 @@
+"""Intermediate tensors of every backend under the exported graph's names, and errors per layer."""

@@ -1,0 +1,237 @@
+"""Checks layer by layer: the checkpoint against the exported graph, the graph against an IR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from configs.schema import Component, Precision, Task
+from runtime.manifests import ComponentManifest
+from verify.compare import number
+from verify.inputs import Sample
+from verify.results import Check, Subject
+from verify.tolerances import LayerTolerance, load_tolerances, source
+from verify.tracing.checkpoint_trace import Checkpoint, on_graph, tensor_of
+from verify.tracing.correspondence import Pair, pairs, weights
+from verify.tracing.graph import ExportedGraph
+from verify.tracing.introduced import LayerError, LayerErrors, ranked
+from verify.tracing.openvino_trace import OpenVinoTrace
+
+#: Layers that the verdict lists.
+WORST_LAYERS = 5
+MOST_PROBLEMS = 6
+#: Graphs with more weights than this are compared at the ends of their layers only: attention
+#: scores of full-size models fill gigabytes.
+LARGE_GRAPH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a comparison layer by layer found."""
+
+    errors: tuple[LayerError, ...]
+    #: what is wrong apart from an error's size: constants, attributes, missing nodes
+    faults: tuple[tuple[str, str], ...]
+    cases: tuple[str, ...]
+
+
+def checkpoint_layers(
+    manifest: ComponentManifest, checkpoint: Checkpoint, task: Task, seed: int
+) -> Layers:
+    """The exported graph fed with HuggingFace's own tensors, layer by layer.
+
+    Every stretch of the graph between two of HuggingFace's modules is run on what HuggingFace had
+    there. Constants are compared bit by bit with the checkpoint's parameters.
+    """
+    component: Component = manifest.component  # type: ignore[assignment]
+    graph = exported_graph(manifest)
+    points = pairs(component, task, checkpoint.layers(component))
+    errors = LayerErrors(graph)
+    names, missing = [], {}
+    for traced in checkpoint.traces(component, points, seed):
+        tensors, without = on_graph(traced, points, graph)
+        missing.update({pair.scope: pair for pair in without})
+        errors.add(traced.feeds, tensors)
+        names.append(traced.name)
+    faults = [
+        *((scope, "the graph has no such node") for scope in missing),
+        *_constants(graph, component, task, checkpoint),
+        *_epsilons(graph, points, checkpoint),
+    ]
+    return Layers(tuple(errors.result()), tuple(faults), tuple(names))
+
+
+def exported_graph(manifest: ComponentManifest) -> ExportedGraph:
+    """A component's exported graph."""
+    return ExportedGraph(manifest.folder / manifest.nets[0].file)
+
+
+def target_layers(
+    onnx_manifest: ComponentManifest,
+    target: ComponentManifest,
+    samples: Sequence[Sample],
+    mode: str,
+    precision: Precision,
+) -> Layers:
+    """Every layer of an IR on its own inputs, against the exported graph on the same inputs.
+
+    In float32 (``exact``) with weights stored in half precision, the exported graph's constants are
+    rounded as the converter rounds them: what is left is the order of additions.
+    """
+    graph = exported_graph(onnx_manifest)
+    trace = OpenVinoTrace(target, mode, traced_tensors(graph))
+    rounded = graph.rounded("float16") if precision == "f16" else None
+    errors = LayerErrors(graph, rounded)
+    names = []
+    for sample in chosen(samples):
+        errors.add(sample.feeds, trace.tensors(sample.feeds))
+        names.append(sample.name)
+    return Layers(tuple(errors.result()), (), tuple(names))
+
+
+def traced_tensors(graph: ExportedGraph) -> tuple[str, ...]:
+    """All tensors of a small graph, the last of each layer of a large one."""
+    size = sum(tensor.ByteSize() for tensor in graph.model.graph.initializer)
+    if size <= LARGE_GRAPH_BYTES:
+        return graph.float_tensors
+    last = {site.layer: site.tensor for site in graph.sites.values()}
+    return tuple(name for name in graph.float_tensors if name in set(last.values()))
+
+
+def chosen(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """The first, a middle and the last sample, and the first with parts of its masks closed."""
+    if not samples:
+        return
+    indices = dict.fromkeys((0, len(samples) // 2, len(samples) - 1))
+    yield from (samples[index] for index in indices)
+    masked = _masked(samples[len(samples) // 2])
+    if masked is not None:
+        yield masked
+
+
+def _masked(sample: Sample) -> Sample | None:
+    """A call in which something is masked: without padding, real ones mask next to nothing."""
+    feeds = dict(sample.feeds)
+    if "attention_mask" in feeds:
+        mask = feeds["attention_mask"].copy()
+        mask[:, max(1, 2 * mask.shape[1] // 3) :] = 0
+        feeds["attention_mask"] = mask
+    elif "self_attention_mask" in feeds:
+        mask = feeds["self_attention_mask"].copy()
+        mask[..., : mask.shape[-1] // 3] = -10000.0
+        feeds["self_attention_mask"] = mask
+        if "cross_attention_mask" in feeds:
+            cross = feeds["cross_attention_mask"].copy()
+            cross[..., 2 * cross.shape[-1] // 3 :] = -10000.0
+            feeds["cross_attention_mask"] = cross
+    else:
+        return None
+    return replace(sample, name=f"{sample.name}, partly masked", feeds=feeds)
+
+
+def _constants(
+    graph: ExportedGraph, component: Component, task: Task, checkpoint: Checkpoint
+) -> Iterator[tuple[str, str]]:
+    for weight in weights(component, task, checkpoint.layers(component)):
+        expected = checkpoint.parameters.get(weight.parameter)
+        tensor = graph.initializers.get(weight.constant)
+        if expected is None or tensor is None:
+            # Equal constants are stored once, under one name: the layer's own output is compared.
+            continue
+        if weight.part is not None:
+            expected = np.split(expected, 3, axis=0)[weight.part]
+        if weight.transposed:
+            expected = expected.T
+        found = numpy_helper.to_array(tensor)
+        if found.shape != expected.shape:
+            yield weight.constant, f"shape {list(found.shape)} instead of {list(expected.shape)}"
+        elif not np.array_equal(found, expected):
+            scale = float(np.abs(expected).max()) or 1.0
+            share = float(np.mean(found != expected))
+            worst = float(np.abs(found.astype(np.float64) - expected).max()) / scale
+            yield (
+                weight.constant,
+                f"{share:.1%} of its values differ from the checkpoint's {weight.parameter}, "
+                f"by up to {worst:.1e} of its scale",
+            )
+
+
+def _epsilons(
+    graph: ExportedGraph, points: Sequence[Pair], checkpoint: Checkpoint
+) -> Iterator[tuple[str, str]]:
+    producers = {name: node for node in graph.model.graph.node for name in node.output}
+    for pair in points:
+        expected = getattr(checkpoint.modules.get(pair.module), "eps", None)
+        name = tensor_of(graph, pair)
+        if expected is None or pair.side != "output" or name not in producers:
+            continue
+        node = producers[name]
+        if node.op_type != "LayerNormalization":
+            continue
+        found = _attribute(node, "epsilon", 1e-5)
+        if not np.isclose(found, expected, rtol=1e-3, atol=0.0):
+            yield pair.scope, f"epsilon {found:.1e} instead of {expected:.1e}"
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    return next((float(a.f) for a in node.attribute if a.name == name), default)
+
+
+def layer_tolerance(subject: Subject, arithmetic: Precision) -> LayerTolerance:
+    """The row that bounds the error of one layer."""
+    return load_tolerances().layer(
+        stage=subject.stage,
+        target=subject.target,
+        precision=subject.precision,
+        arithmetic=arithmetic,
+        component=subject.named_component,
+    )
+
+
+def exceeding(layers: Layers, tolerance: LayerTolerance) -> list[LayerError]:
+    """Tensors whose introduced error is beyond the bound, worst first."""
+    limit = tolerance.max_introduced_error
+    # Written so that NaN fails.
+    return [error for error in ranked(layers.errors) if not error.introduced <= limit]
+
+
+def layer_check(subject: Subject, layers: Layers, arithmetic: Precision) -> Check:
+    """The verdict over a component's layers."""
+    tolerance = layer_tolerance(subject, arithmetic)
+    problems = [f"{where}: {what}" for where, what in layers.faults]
+    problems += [
+        f"{error.layer}: introduces an error of {error.introduced:.1e} at {error.tensor}, "
+        f"{tolerance.max_introduced_error:.0e} is allowed"
+        for error in exceeding(layers, tolerance)
+    ]
+    if not layers.errors:
+        problems.append("nothing was compared")
+    if len(problems) > MOST_PROBLEMS:
+        problems = [*problems[:MOST_PROBLEMS], f"and {len(problems) - MOST_PROBLEMS} more"]
+    worst = ranked(layers.errors)[:WORST_LAYERS]
+    metrics: dict[str, Any] = {
+        "introduced_error": number(worst[0].introduced) if worst else None,
+        "tensors": len(layers.errors),
+        "arithmetic": arithmetic,
+        "worst_layers": [
+            {
+                "layer": error.layer,
+                "tensor": error.tensor,
+                "introduced": number(error.introduced),
+                "accumulated": number(error.accumulated),
+            }
+            for error in worst
+        ],
+        "cases": list(layers.cases),
+    }
+    record = {
+        "max_introduced_error": tolerance.max_introduced_error,
+        "source": source(tolerance),
+        "reason": tolerance.reason,
+    }
+    return Check(subject, len(layers.cases), metrics, record, tuple(problems))
