@@ -16,7 +16,7 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report bench test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report bench bisect test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help: ## list the targets
@@ -61,6 +61,9 @@ verify: setup ## prove every artifact against onnxruntime and the checkpoint (VE
 
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
 	@$(PYTHON) -m verify report --config $(CONFIG) $(force)
+
+bisect: $(ENVIRONMENT) ## the layer or stage that makes an artifact drift (TASK= TARGET= PRECISION= MODE=exact|fast)
+	@$(PYTHON) -m verify bisect $(select) $(target) $(precision) $(if $(MODE),--mode $(MODE))
 
 evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the checkpoint's (DATASET=kind:path ITEMS= MODE=)
 	@$(PYTHON) -m verify evaluate $(evaluated) $(target) $(precision)

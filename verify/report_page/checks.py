@@ -23,6 +23,9 @@ _COMPARED_WITH = {
     "hf_vs_wrapper": "checkpoint",
     "wrapper_vs_onnxruntime": "wrapper in torch",
     "onnxruntime_vs_target": "onnxruntime",
+    "checkpoint_vs_host": "checkpoint",
+    "checkpoint_layers": "checkpoint, layer by layer",
+    "target_layers": "onnxruntime, layer by layer",
     "tokens": "checkpoint",
 }
 
@@ -146,6 +149,16 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
             ),
             ("1 − cosine", exponent(_gap(cosine)), "at most " + exponent(_gap(least))),
         ]
+    if row.record.get("kind") == "layers":
+        return [
+            (
+                "error of the worst layer by itself",
+                exponent(metrics.get("introduced_error")),
+                "at most " + exponent(tolerance.get("max_introduced_error")),
+            )
+        ]
+    if row.record.get("kind") == "stage":
+        return [("differences from the checkpoint", str(len(metrics.get("findings") or ())), "0")]
     found = [
         (
             "answers equal to the checkpoint's",

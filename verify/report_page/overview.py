@@ -171,7 +171,7 @@ def _share(used: float | None) -> str:
 def _cell(mine: Sequence[Row]) -> Cell | None:
     if not mine:
         return None
-    answers = [row for row in mine if row.record.get("kind") != "component"]
+    answers = [row for row in mine if row.record.get("kind") in ("tokens", "scores")]
     errors = [row.error for row in mine if row.error is not None]
     closest = tightest(mine)
     return Cell(
