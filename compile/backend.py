@@ -98,6 +98,9 @@ class Job:
 class Backend(Protocol):
     """Turns exported components into artifacts of one kind of target."""
 
+    def holder(self, task: Task, component: Component) -> Component:
+        """The component whose artifact computes ``component``: itself, or one it is merged into."""
+
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Everything that decides the artifact's content. Imports nothing heavy.
 

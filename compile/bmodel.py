@@ -25,6 +25,7 @@ from compile.vendor_process import MemoryBudget, VendorTools, shell_line
 from configs.build import tool_versions
 from configs.errors import ToolError
 from configs.manifest import Estimate, HostLookup, Net
+from configs.schema import Component, Task
 
 if TYPE_CHECKING:
     from compile.prepare import Prepared
@@ -35,6 +36,10 @@ class SophonBackend:
 
     def __init__(self, budget: MemoryBudget, tools: VendorTools) -> None:
         self._steps = Steps(budget, tools)
+
+    def holder(self, task: Task, component: Component) -> Component:  # noqa: ARG002 - interface
+        """See ``Backend``; every component is a net of its own."""
+        return component
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""

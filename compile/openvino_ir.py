@@ -1,7 +1,7 @@
-"""ONNX -> OpenVINO IR with dynamic shapes.
+"""ONNX -> OpenVINO IR with dynamic shapes, rewritten for speed (docs/openvino.md).
 
 Shapes stay dynamic on purpose: a static one-token decoder with an additive mask falls into a fused
-attention kernel that answers wrongly in bf16 (docs/adr/0003-compile-rewrites.md).
+attention kernel that answers wrongly in bf16 (docs/adr/0006-openvino-decoder.md).
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.backend import Job, Source, manifest_fields
+from compile.backend import Job, Source, manifest_fields, read_source
+from compile.ir_plan import holder, includes, rewrite_names
 from configs.build import source_digest, tool_versions
-from configs.errors import InputError, ToolError
+from configs.errors import ToolError
 from configs.load import shown
 from configs.manifest import Net, TensorSpec
+from configs.schema import Component, Task
 
 if TYPE_CHECKING:
     import openvino
@@ -30,49 +32,51 @@ _one_at_a_time = threading.Lock()
 class OpenVinoBackend:
     """Builds IR files in this process with OpenVINO's own converter."""
 
+    def holder(self, task: Task, component: Component) -> Component:
+        """See ``Backend``."""
+        return holder(task, component)
+
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, precision, tool and this stage's own source."""
         return {
             "stage": source_digest("compile"),
             "onnx": source.digests,
+            "included": [part.digests for part in _included(job)],
             "precision": job.precision,
             "tools": tool_versions("openvino"),
         }
 
     def plan(self, job: Job, source: Source | None) -> list[str]:  # noqa: ARG002 - interface
         """One line; the converter is a library call."""
-        onnx = shown(job.layout.onnx(job.task, job.component).file(".onnx"))
+        parts = (job.component, *includes(job.task, job.component))
+        onnx = " + ".join(shown(job.layout.onnx(job.task, part).file(".onnx")) for part in parts)
         xml = shown(job.location.file(".xml"))
-        return [f"# openvino: convert {onnx} to {xml}, weights {job.precision}, dynamic shapes"]
+        done = ", ".join(rewrite_names(job.task, job.component)) or "none"
+        return [
+            f"# openvino: convert {onnx} to {xml}, weights {job.precision}, dynamic shapes; "
+            f"rewrites: {done}"
+        ]
 
     def memory_bytes(self, source: Source) -> int:
-        """The graph, its converted weights, and a serialised copy."""
-        return int(0.4e9 + 2.5 * source.size_bytes)
+        """The graph in onnxruntime and in OpenVINO, compiled, and a serialised copy."""
+        return int(0.4e9 + 4.5 * source.size_bytes)
 
     def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
-        """Converts, saves, reads back and checks names, shapes and size."""
+        """Converts, rewrites, saves, reads back and checks names, shapes and size."""
         with _one_at_a_time:
             return self._build(job, source, folder)
 
     def _build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
-        # Here, not above: an unchanged run must not wait for OpenVINO to load.
+        # Here, not above: an unchanged run must not wait for them to load.
         import openvino
 
+        from compile.ir_model import prepare
+
+        included = _included(job)
+        prepared = prepare(job.task, source, included)
         xml = folder / f"{job.location.stem}.xml"
         try:
-            # Not convert_model: it reports every call to a server and gives the same IR.
-            model = openvino.Core().read_model(source.onnx)
-        except Exception as error:
-            # OpenVINO raises bare RuntimeError and its own frontend errors.
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{shown(source.onnx)}: OpenVINO cannot convert this file ({reason}); "
-                "run: make export FORCE=1"
-            ) from None
-        exported = source.manifest.nets[0]
-        _check(model, exported, source.onnx)
-        try:
-            openvino.save_model(model, xml, compress_to_fp16=job.precision == "f16")
+            openvino.save_model(prepared.model, xml, compress_to_fp16=job.precision == "f16")
             saved = openvino.Core().read_model(xml)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
@@ -80,55 +84,75 @@ class OpenVinoBackend:
                 f"{shown(job.location.folder)}: OpenVINO could not write the IR ({reason}); "
                 "check free space"
             ) from None
-        net = _check(saved, exported, xml)
-        _check_size(xml.with_suffix(".bin"), job, source)
+        net = checked(saved, prepared.net, xml)
+        size_bytes = sum(part.size_bytes for part in (source, *included))
+        _check_size(xml.with_suffix(".bin"), job, size_bytes)
         return {
             **manifest_fields(job, source),
+            "includes": includes(job.task, job.component),
+            "rewrites": prepared.rewrites,
             "nets": (net.model_copy(update={"file": xml.name}),),
             "tools": tool_versions("openvino"),
         }
 
 
-def _check(model: openvino.Model, exported: Net, where: Path) -> Net:
-    """The net as the IR has it; its tensors must be the contract's, dynamic where that is."""
+def _included(job: Job) -> list[Source]:
+    return [read_source(job.layout, job.task, part) for part in includes(job.task, job.component)]
+
+
+def checked(model: openvino.Model, net: Net, where: Path) -> Net:
+    """The net as the IR has it; its tensors must be as described, dynamic where that is.
+
+    Raises:
+        ToolError: a tensor is missing, superfluous, or of another shape.
+    """
+    states = {name for state in net.states for name in (state.past, state.new)}
+    extra = 1 if net.row_index else 0
 
     def matched(specs: tuple[TensorSpec, ...], ports: list[Any], side: str) -> list[TensorSpec]:
         found = {name: port for port in ports for name in port.get_names()}
+        wanted = [spec.name for spec in specs if spec.name not in states]
+        if len(ports) != len(wanted) + (extra if side == "input" else 0):
+            raise ToolError(f"{where}: {side}s are {sorted(found)}, expected {wanted}")
         result = []
         for spec in specs:
+            if spec.name in states:
+                by_state = {n: st.artifact_name for st in net.states for n in (st.past, st.new)}
+                result.append(spec.model_copy(update={"artifact_name": by_state[spec.name]}))
+                continue
             port = found.get(spec.name)
-            if port is None or len(ports) != len(specs):
-                raise ToolError(
-                    f"{where}: {side}s are {sorted(found)}, expected {[s.name for s in specs]}"
-                )
-            shape = tuple(
+            if port is None:
+                raise ToolError(f"{where}: {side}s are {sorted(found)}, expected {wanted}")
+            order = spec.layout.order if spec.layout else range(len(spec.shape))
+            axes = [spec.shape[axis] for axis in order]
+            shape = [
                 axis if dimension.is_dynamic else dimension.get_length()
-                for axis, dimension in zip(spec.shape, port.get_partial_shape(), strict=True)
-            )
-            if shape != spec.shape:
+                for axis, dimension in zip(axes, port.get_partial_shape(), strict=True)
+            ]
+            if shape != axes:
                 raise ToolError(
                     f"{where}: {side} {spec.name} has shape {port.get_partial_shape()}, "
-                    f"expected {list(spec.shape)}"
+                    f"expected {axes}"
                 )
             dtype = port.get_element_type().to_dtype().name
             result.append(spec.model_copy(update={"artifact_name": spec.name, "dtype": dtype}))
         return result
 
-    return Net(
-        name="main",
-        file="",
-        inputs=tuple(matched(exported.inputs, model.inputs, "input")),
-        outputs=tuple(matched(exported.outputs, model.outputs, "output")),
+    return net.model_copy(
+        update={
+            "inputs": tuple(matched(net.inputs, model.inputs, "input")),
+            "outputs": tuple(matched(net.outputs, model.outputs, "output")),
+        }
     )
 
 
-def _check_size(binary: Path, job: Job, source: Source) -> None:
+def _check_size(binary: Path, job: Job, source_bytes: int) -> None:
     """The weights file holds each exported weight once, in the wanted precision.
 
     Raises:
         ToolError: it is larger, e.g. because a shared embedding was written twice, or cut short.
     """
-    weights = source.size_bytes / 4
+    weights = source_bytes / 4
     expected = weights * _BYTES_PER_WEIGHT[job.precision]
     actual = binary.stat().st_size
     if not 0.5 * expected - _SLACK_BYTES <= actual <= expected * 1.02 + _SLACK_BYTES:

@@ -87,7 +87,7 @@ class PlainGraph:
         for case, expected in zip(self.cases, self.outputs, strict=True):
             actual = _run(other, with_lookups(case, lookups))
             for name, reference in expected.items():
-                largest = max(largest, _difference(name, reference, actual[name], what))
+                largest = max(largest, difference(name, reference, actual[name], what))
         return largest
 
 
@@ -97,7 +97,12 @@ def _run(graph: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
     return dict(zip(names, graph.run(names, taken), strict=True))
 
 
-def _difference(name: str, reference: Array, actual: Array, what: str) -> float:
+def difference(name: str, reference: Array, actual: Array, what: str) -> float:
+    """Largest absolute difference of one output.
+
+    Raises:
+        ParityError: it exceeds ``MAX_RELATIVE_ERROR`` of the output's scale, or is not finite.
+    """
     if reference.shape != actual.shape:
         raise ParityError(f"{what}: {name} has shape {actual.shape}, not {reference.shape}")
     error = float(np.max(np.abs(reference.astype(np.float64) - actual.astype(np.float64))))
@@ -105,7 +110,7 @@ def _difference(name: str, reference: Array, actual: Array, what: str) -> float:
     # Written so that NaN fails.
     if not error <= bound:
         raise ParityError(
-            f"{what}: {name} differs from the plain graph by {error:.3g} under onnxruntime "
+            f"{what}: {name} differs from the plain graph under onnxruntime by {error:.3g} "
             f"(at most {bound:.3g}); correct the rewrite before compiling"
         )
     return error

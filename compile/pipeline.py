@@ -13,7 +13,7 @@ from compile.backend import Backend, Job, Source, read_source
 from compile.bmodel import SophonBackend
 from compile.openvino_ir import OpenVinoBackend
 from compile.vendor_process import MemoryBudget, VendorTools
-from configs.build import Built, build_component
+from configs.build import Built, build_component, discard
 from configs.command import Selection
 from configs.console import Steps, messages, output, steps
 from configs.layout import Layout
@@ -28,12 +28,15 @@ BUDGET_BYTES = 4_000_000_000
 def jobs(selection: Selection) -> list[Job]:
     """Artifacts to build. Targets come first: neighbours then share no intermediate to wait for."""
     layout = Layout(selection.pipeline)
-    return [
-        Job(layout, task, component, target, precision)
-        for target, precision in selection.targets
-        for task in selection.tasks
-        for component in selection.task_components(task)
-    ]
+    offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
+    found = []
+    for target, precision in selection.targets:
+        holder = offered[target.backend].holder
+        for task in selection.tasks:
+            # A component that is merged into another one is built with it.
+            held = dict.fromkeys(holder(task, c) for c in selection.task_components(task))
+            found += [Job(layout, task, component, target, precision) for component in held]
+    return found
 
 
 def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend]:
@@ -116,6 +119,10 @@ def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool
             return one.backend.build(one.job, one.source, folder)
 
     built = build_component(one.job.location, one.key_inputs, produce, force=force)
+    for part in built.manifest.includes:
+        # What this artifact computes as well needs none of its own.
+        job = one.job
+        discard(job.layout.artifact(job.task, part, job.target, job.precision))
     progress.done(None if built.reused else _line(one.job, built.manifest))
     return built
 

@@ -195,6 +195,17 @@ def publish(temporary: Path, folder: Path, names: list[str], manifest: Path) -> 
     _sync(folder)
 
 
+def discard(location: Location) -> None:
+    """Removes an artifact that another one replaces; its manifest goes first."""
+    try:
+        manifest = read_manifest(ComponentManifest, location.manifest)
+    except InputError:
+        return
+    location.manifest.unlink(missing_ok=True)
+    for name in manifest.files:
+        (location.folder / name).unlink(missing_ok=True)
+
+
 def build_component(
     location: Location,
     key_inputs: dict[str, Any],

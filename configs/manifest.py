@@ -26,6 +26,15 @@ class FileRecord(_Record):
     size_bytes: int
 
 
+class TensorLayout(_Record):
+    """How a file holds a tensor of the contract, where that is not as the contract has it."""
+
+    #: the file's tensor has the contract's axes in this order
+    order: tuple[int, ...]
+    #: and its values times this
+    scale: float = 1.0
+
+
 class TensorSpec(_Record):
     """One input or output of a net."""
 
@@ -33,10 +42,24 @@ class TensorSpec(_Record):
     name: str
     #: what the file itself calls it
     artifact_name: str
-    #: integers, or axis names where dynamic
+    #: the contract's shape: integers, or axis names where dynamic
     shape: tuple[int | str, ...]
     #: numpy's dtype name
     dtype: str
+    layout: TensorLayout | None = None
+
+
+class State(_Record):
+    """A past key or value that a net keeps between calls (openvino)."""
+
+    #: the contract's input that is the state's content before a call
+    past: str
+    #: the contract's output that a call adds to it
+    new: str
+    #: what the file calls it
+    artifact_name: str
+    #: the file's state has the contract's axes in this order
+    order: tuple[int, ...]
 
 
 class HostLookup(_Record):
@@ -64,6 +87,10 @@ class Net(_Record):
     outputs: tuple[TensorSpec, ...]
     host_lookups: tuple[HostLookup, ...] = ()
     estimate: Estimate | None = None
+    #: inputs and outputs of the contract that are states of the net instead
+    states: tuple[State, ...] = ()
+    #: the file's input ``[rows]`` int32 that says which row of its states each row continues
+    row_index: str | None = None
     #: attention fusions that the vendor's compiler made, by pattern name (sophon)
     fusions: dict[str, int] = {}
 
@@ -108,6 +135,8 @@ class ComponentManifest(_Record):
     #: what this component really is within the set, where that differs (vision encoder ``int8``,
     #: text decoder ``w8f16`` in one ``int8`` set)
     built_as: Precision | None = None
+    #: other components of the task that this artifact's nets compute as well
+    includes: tuple[Component, ...] = ()
     key: str
     key_inputs: dict[str, Any]
     nets: tuple[Net, ...]

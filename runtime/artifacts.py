@@ -63,7 +63,11 @@ class Artifacts:
         manifest.check_files(digests=options.verify_digest)
         if target not in HOST_TARGETS and options.device is None:
             options = options.with_device("0" if board_available() else SIMULATOR)
-        sessions = {item.component: open_session(item, options) for item in chosen}
+        sessions: Dict[str, Session] = {}
+        for item in chosen:
+            session = open_session(item, options)
+            # One model may compute several components.
+            sessions.update(dict.fromkeys((item.component, *item.includes), session))
         return cls(manifest, sessions, target, chosen[0].precision)
 
     def session(self, component: str) -> Session:
@@ -126,10 +130,12 @@ def _choose(
     if precision is None:
         precision = next((name for name in _PRECISION_ORDER if name in offered), min(offered))
     by_component = {item.component: item for item in of_target if item.precision == precision}
-    missing = [name for name in manifest.components if name not in by_component]
+    included = {name for item in by_component.values() for name in item.includes}
+    wanted = [name for name in manifest.components if name not in included]
+    missing = [name for name in wanted if name not in by_component]
     if missing:
         raise ArtifactError(
             f"{manifest.folder}: target {target} has no {missing[0]} in {precision} "
             f"(precisions there: {', '.join(sorted(offered))}); build it"
         )
-    return [by_component[name] for name in manifest.components]
+    return [by_component[name] for name in wanted]

@@ -7,13 +7,13 @@ from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from runtime.cross_attention import project
+from runtime.cross_attention import look
 from runtime.errors import InputError
 from runtime.generation import OnToken, generate
 from runtime.generation_settings import GenerationSettings
 from runtime.images import ImageSource
 from runtime.search import Sequence as TokenSequence
-from runtime.stages import as_numpy, chunk_rows, chunks, ragged, run_rows
+from runtime.stages import as_numpy, chunk_rows, chunks, ragged
 from runtime.task import Task, like_input, padded_sequences
 from runtime.timing import Timings
 
@@ -134,11 +134,9 @@ class Captioner(Task):
         on_token: Optional[OnToken],
         timings: Timings,
     ) -> List[List[TokenSequence]]:
-        rows = len(pixel_values)
-        with timings.measure("vision", rows):
-            embeds = run_rows(self.session("vision_encoder"), {"pixel_values": pixel_values})
-        with timings.measure("cross_key_values", rows):
-            cross = project(self.session("cross_key_values"), embeds["image_embeds"])
+        cross = look(
+            self.session("vision_encoder"), self.session("cross_key_values"), pixel_values, timings
+        )
         return generate(
             self.session("text_decoder"),
             self.manifest,

@@ -57,6 +57,9 @@ class DecoderRun(ABC):
     def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Row i becomes row ``parents[i]``, then ``tokens[i]``; returns the rows' logits."""
 
+    def close(self) -> None:  # noqa: B027 - most runs hold nothing that others wait for
+        """Lets go of what the run holds; it cannot go on afterwards."""
+
 
 class GrowingRun(DecoderRun):
     """All rows in one call, for nets with dynamic shapes.

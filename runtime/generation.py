@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Callable, List, Optional
 from typing import Sequence as Many
 
@@ -66,16 +67,16 @@ def generate(
         np.full(search.beams, index // repeats, dtype=np.int64)
         for index, search in enumerate(searches)
     ]
-    run = start_run(session, manifest.dimensions, cross)
-    with timings.measure("first_pass", rows=len(prompts)):
-        logits = run.start(prompts, range(len(prompts)))
-    active = list(range(len(searches)))
-    while True:
-        parents, tokens, active = _advance(searches, slots, active, logits, on_token)
-        if not active:
-            break
-        with timings.measure("step", rows=len(tokens)):
-            logits = run.step(parents, tokens)
+    with closing(start_run(session, manifest.dimensions, cross)) as run:
+        with timings.measure("first_pass", rows=len(prompts)):
+            logits = run.start(prompts, range(len(prompts)))
+        active = list(range(len(searches)))
+        while True:
+            parents, tokens, active = _advance(searches, slots, active, logits, on_token)
+            if not active:
+                break
+            with timings.measure("step", rows=len(tokens)):
+                logits = run.step(parents, tokens)
     found = [search.results() for search in searches]
     return [
         [sequence for part in found[row * repeats : (row + 1) * repeats] for sequence in part]

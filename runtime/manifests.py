@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 from runtime.errors import ArtifactError
+from runtime.nets import HostLookup as HostLookup
+from runtime.nets import Net as Net
+from runtime.nets import State as State
+from runtime.nets import TensorLayout as TensorLayout
+from runtime.nets import TensorSpec as TensorSpec
+from runtime.nets import read_net, safe_name
 
 SCHEMA_VERSION = 1
 TASK_MANIFEST = "manifest.json"
@@ -23,46 +29,6 @@ class FileRecord:
 
     sha256: str
     size_bytes: int
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a net: the contract's name, the file's name, shape, numpy dtype."""
-
-    name: str
-    artifact_name: str
-    shape: Tuple[Union[int, str], ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class HostLookup:
-    """Rows of ``table`` ``[rows, hidden]``, looked up by ``indices``, are fed as ``input``."""
-
-    indices: str
-    input: str
-    table: str
-
-
-@dataclass(frozen=True)
-class Net:
-    """One callable of an artifact."""
-
-    name: str
-    file: str
-    artifact_net: Optional[str]
-    inputs: Tuple[TensorSpec, ...]
-    outputs: Tuple[TensorSpec, ...]
-    host_lookups: Tuple[HostLookup, ...] = ()
-    latency_ms: Optional[float] = None
-
-    def input(self, name: str) -> Optional[TensorSpec]:
-        """The input called ``name`` in the contract, or None."""
-        return next((spec for spec in self.inputs if spec.name == name), None)
-
-    def output(self, name: str) -> Optional[TensorSpec]:
-        """The output called ``name`` in the contract, or None."""
-        return next((spec for spec in self.outputs if spec.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +50,8 @@ class ComponentManifest:
     device_memory_bytes: Optional[int] = None
     #: what the component really is where that differs from ``precision``, the set it belongs to
     built_as: Optional[str] = None
+    #: other components of the task that this artifact's nets compute as well
+    includes: Tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -190,23 +158,6 @@ class TaskManifest:
         check_files(self.path, self.folder, self.files, digests=digests)
 
 
-def safe_name(name: Any, where: str) -> str:
-    """A file name from a manifest, if it stays inside the manifest's folder.
-
-    Raises:
-        ArtifactError: absolute, drive-qualified, or climbing out with ``..``.
-    """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ArtifactError(f"{where}: not a file name; rebuild the artifact")
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    climbs = ".." in posix.parts or ".." in windows.parts
-    if climbs or posix.is_absolute() or windows.drive or windows.root:
-        raise ArtifactError(
-            f"{where}: '{name}' leaves the artifact's folder; do not use this artifact"
-        )
-    return name
-
-
 def check_files(
     manifest: Path, folder: Path, files: Mapping[str, FileRecord], *, digests: bool
 ) -> None:
@@ -282,7 +233,7 @@ def read_component_manifest(path: Path) -> ComponentManifest:
             component=str(data["component"]),
             target=str(data["target"]),
             precision=str(data["precision"]),
-            nets=tuple(_net(net, where) for net in data["nets"]),
+            nets=tuple(read_net(net, where) for net in data["nets"]),
             files=_files(data["files"], where),
             key=str(data["key"]),
             tools=data.get("tools") or {},
@@ -290,6 +241,7 @@ def read_component_manifest(path: Path) -> ComponentManifest:
             weights_sha256=(data.get("checkpoint") or {}).get("weights_sha256"),
             device_memory_bytes=None if memory is None else int(memory),
             built_as=data.get("built_as"),
+            includes=tuple(str(name) for name in data.get("includes") or ()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from None
@@ -325,40 +277,6 @@ def _read(path: Path, kind: str) -> Dict[str, Any]:
             f"{path}: not a {kind} manifest of schema_version {SCHEMA_VERSION}; rebuild it"
         )
     return data
-
-
-def _net(data: Mapping[str, Any], where: str) -> Net:
-    estimate = data.get("estimate") or {}
-    latency_ms = estimate.get("latency_ms")
-    lookups = [
-        HostLookup(
-            indices=str(item["indices"]),
-            input=str(item["input"]),
-            table=safe_name(item["table"], f"{where}: host_lookups"),
-        )
-        for item in data.get("host_lookups") or ()
-    ]
-    return Net(
-        name=str(data["name"]),
-        file=safe_name(data["file"], f"{where}: nets"),
-        artifact_net=data.get("artifact_net"),
-        inputs=_specs(data["inputs"]),
-        outputs=_specs(data["outputs"]),
-        host_lookups=tuple(lookups),
-        latency_ms=None if latency_ms is None else float(latency_ms),
-    )
-
-
-def _specs(items: List[Mapping[str, Any]]) -> Tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            name=str(item["name"]),
-            artifact_name=str(item["artifact_name"]),
-            shape=tuple(axis if isinstance(axis, int) else str(axis) for axis in item["shape"]),
-            dtype=str(item["dtype"]),
-        )
-        for item in items
-    )
 
 
 def _files(data: Mapping[str, Mapping[str, Any]], where: str) -> Dict[str, FileRecord]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, Dict, List, Tuple
+import weakref
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import numpy as np
 
 from runtime.errors import BackendError
 from runtime.manifests import Net
-from runtime.sessions import Session, SessionOptions
+from runtime.openvino_tensors import as_tensor, element_type, from_tensor
+from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
 #: Batches at a time; each one holds its own intermediate tensors.
 _MOST_REQUESTS = 4
 _CORE_LOCK = threading.Lock()
 _CORE: List[Any] = []
+#: Tensors that pass from one model to the next, in the type that the device computes in.
+_PASSED_ON = "cross."
 
 
 def shared_core() -> Any:
@@ -34,15 +39,34 @@ def shared_core() -> Any:
     return _CORE[0]
 
 
+def computes_in(options: SessionOptions, device: str) -> str:
+    """What a device computes in at a mode: ``f32``, ``f16`` or ``bf16``.
+
+    Where the device has not been chosen yet (AUTO) or does not say, float32.
+    """
+    if options.mode == "exact":
+        return "f32"
+    core = shared_core()
+    try:
+        name = str(core.get_property(device, "INFERENCE_PRECISION_HINT").get_type_name())
+    except (RuntimeError, AttributeError):
+        return "f32"
+    return name if name in ("f16", "bf16") else "f32"
+
+
 def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
     """OpenVINO properties for our options.
 
-    ``exact`` asks for float32 arithmetic; ``fast`` leaves the device its default: bfloat16 on newer
-    CPUs, float16 on GPUs.
+    ``exact`` asks for float32 arithmetic, states included; ``fast`` leaves the device its default:
+    bfloat16 on newer CPUs, float16 on GPUs.
     """
     settings = {"PERFORMANCE_HINT": options.performance_hint.upper()}
     if options.mode == "exact":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
+        if device == "CPU":
+            # The defaults would keep past keys and values, and some activations, in 8 bits.
+            settings["KV_CACHE_PRECISION"] = "f32"
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     if options.threads is not None and device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)
     if options.cache_folder is not None:
@@ -50,33 +74,77 @@ def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
     return settings
 
 
+class Resident:
+    """Outputs of one call, left where the model wrote them until this object is let go."""
+
+    def __init__(self, net: Net, request: Any) -> None:
+        self._net = net
+        self._request = request
+
+    def tensors(self, prefix: str = "") -> Dict[str, Any]:
+        """Contract name to ``openvino.Tensor`` as the artifact has it: type, axes, scale."""
+        return {
+            spec.name: self._request.get_tensor(spec.artifact_name)
+            for spec in self._net.outputs
+            if spec.name.startswith(prefix)
+        }
+
+    def arrays(self, prefix: str = "") -> ArrayDict:
+        """Contract name to a copy as the contract has it."""
+        tensors = self.tensors(prefix)
+        return {
+            spec.name: from_tensor(tensors[spec.name], spec)
+            for spec in self._net.outputs
+            if spec.name in tensors
+        }
+
+
 class OpenVinoSession(Session):
     """A component in OpenVINO IR. A pool of infer requests makes it safe between threads."""
 
     def _load(self) -> None:
         core = shared_core()
-        device = (self.options.device or "CPU").upper()
+        self.device = (self.options.device or "CPU").upper()
         available = list(core.available_devices)
-        family = device.split(":")[0].split(".")[0]
+        family = self.device.split(":")[0].split(".")[0]
         if family not in ("AUTO", "MULTI", "HETERO", *(name.split(".")[0] for name in available)):
-            raise BackendError(f"device {device}: not found; choose from {', '.join(available)}")
+            raise BackendError(
+                f"device {self.device}: not found; choose from {', '.join(available)}"
+            )
         self._compiled: Dict[str, Any] = {}
         self._idle: Dict[str, "queue.LifoQueue[Any]"] = {}
-        self._order: Dict[str, Tuple[List[int], List[int]]] = {}
+        settings = compile_settings(self.options, self.device)
+        border = computes_in(self.options, self.device)
         for net in self.manifest.nets:
             path = self.manifest.folder / net.file
             try:
-                compiled = core.compile_model(
-                    str(path), device, compile_settings(self.options, device)
-                )
+                compiled = core.compile_model(self._model(net, border), self.device, settings)
+            except BackendError:
+                raise
             except Exception as error:
-                raise self._failed(f"cannot load {path} on {device}", error) from None
+                raise self._failed(f"cannot load {path} on {self.device}", error) from None
+            self._check(compiled, net)
             self._compiled[net.name] = compiled
             self._idle[net.name] = queue.LifoQueue()
-            self._order[net.name] = (
-                [self._port(compiled.inputs, spec.artifact_name, net) for spec in net.inputs],
-                [self._port(compiled.outputs, spec.artifact_name, net) for spec in net.outputs],
-            )
+
+    def _model(self, net: Net, border: str) -> Any:
+        """The net's file, or its model with the types that it passes on changed."""
+        path = str(self.manifest.folder / net.file)
+        specs = [spec for spec in (*net.inputs, *net.outputs) if spec.name.startswith(_PASSED_ON)]
+        if border == "f32" or not specs or all(spec.layout is None for spec in specs):
+            return path
+        import openvino
+
+        model = shared_core().read_model(path)
+        change = openvino.preprocess.PrePostProcessor(model)
+        wanted = element_type(border)
+        for spec in net.inputs:
+            if spec in specs:
+                change.input(spec.artifact_name).tensor().set_element_type(wanted)
+        for spec in net.outputs:
+            if spec in specs:
+                change.output(spec.artifact_name).tensor().set_element_type(wanted)
+        return change.build()
 
     def concurrency(self) -> int:
         """The device's own number of infer requests: one for latency, several for throughput."""
@@ -85,30 +153,130 @@ class OpenVinoSession(Session):
         wanted = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         return max(1, min(wanted, _MOST_REQUESTS))
 
-    def _port(self, ports: List[Any], name: str, net: Net) -> int:
-        for index, port in enumerate(ports):
-            if name in port.get_names():
-                return index
-        raise BackendError(
-            f"{self.manifest.folder / net.file}: no tensor '{name}' as in its manifest; rebuild it"
-        )
+    def _check(self, compiled: Any, net: Net) -> None:
+        states = {name for state in net.states for name in (state.past, state.new)}
+        for specs, ports in ((net.inputs, compiled.inputs), (net.outputs, compiled.outputs)):
+            known = {name for port in ports for name in port.get_names()}
+            for spec in specs:
+                if spec.name not in states and spec.artifact_name not in known:
+                    raise BackendError(
+                        f"{self.manifest.folder / net.file}: no tensor '{spec.artifact_name}' as "
+                        "in its manifest; rebuild it"
+                    )
 
-    def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
-        inputs, outputs = self._order[net.name]
-        idle = self._idle[net.name]
+    def compiled(self, net: Net) -> Any:
+        """The ``openvino.CompiledModel`` of a net."""
+        self.load()
+        return self._compiled[net.name]
+
+    def borrow(self, net: Net) -> Any:
+        """An infer request for one user at a time; ``give_back`` it."""
+        self.load()
         try:
-            request = idle.get_nowait()
+            return self._idle[net.name].get_nowait()
         except queue.Empty:
-            request = self._compiled[net.name].create_infer_request()
+            return self._compiled[net.name].create_infer_request()
+
+    def give_back(self, net: Net, request: Any) -> None:
+        """Returns a request for others to use."""
+        if self._loaded:
+            self._idle[net.name].put(request)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turns the backend's own errors into ours.
+
+        Raises:
+            BackendError: whatever the backend raised.
+        """
         try:
-            # Inputs are read in place; outputs are copied before the request serves another call.
-            with self.in_backend():
-                request.infer(dict(zip(inputs, arrays)), share_inputs=True)
-            return [np.array(request.get_output_tensor(index).data) for index in outputs]
+            yield
+        except BackendError:
+            raise
         except Exception as error:
             raise self._failed("run failed", error) from None
+
+    def infer(self, request: Any, tensors: Mapping[str, Any]) -> None:
+        """Runs a request on tensors by the artifact's names; inputs left out stay as they were."""
+        with self.failures():
+            for name, tensor in tensors.items():
+                request.set_tensor(name, tensor)
+            with self.in_backend():
+                request.infer()
+
+    def run_resident(self, feeds: Arrays, net: Optional[str] = None) -> Resident:
+        """Like ``run``, but nothing is copied out: what the next model reads stays in place.
+
+        Raises:
+            InputError: an input is missing or has the wrong shape.
+            BackendError: the backend failed.
+        """
+        chosen = self.net(net)
+        self.load()
+        tensors = self._tensors(chosen, self._convert(chosen, feeds))
+        request = self.borrow(chosen)
+        try:
+            self.infer(request, tensors)
+        except BaseException:
+            self.give_back(chosen, request)
+            raise
+        resident = Resident(chosen, request)
+        weakref.finalize(resident, self.give_back, chosen, request)
+        return resident
+
+    def _tensors(self, net: Net, arrays: List[np.ndarray]) -> Dict[str, Any]:
+        compiled = self._compiled[net.name]
+        states = {state.past for state in net.states}
+        return {
+            spec.artifact_name: as_tensor(
+                array, spec, compiled.input(spec.artifact_name).get_element_type()
+            )
+            for spec, array in zip(net.inputs, arrays)
+            if spec.name not in states
+        }
+
+    def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        request = self.borrow(net)
+        try:
+            tensors = self._tensors(net, arrays)
+            if net.states:
+                tensors.update(self._prepare_states(net, request, arrays))
+            self.infer(request, tensors)
+            return self._outputs(net, request, arrays)
         finally:
-            idle.put(request)
+            self.give_back(net, request)
+
+    def _prepare_states(self, net: Net, request: Any, arrays: List[np.ndarray]) -> Dict[str, Any]:
+        """Makes a call's past the content of the states; row i continues row i."""
+        import openvino
+
+        fed = dict(zip((spec.name for spec in net.inputs), arrays))
+        with self.failures():
+            request.reset_state()
+            variables = {state.name: state for state in request.query_state()}
+            for state in net.states:
+                past = fed[state.past]
+                if past.shape[1]:
+                    content = np.ascontiguousarray(past.transpose(state.order))
+                    variables[state.artifact_name].state = openvino.Tensor(content)
+        if net.row_index is None:
+            return {}
+        rows = np.arange(len(arrays[0]), dtype=np.int32)
+        return {net.row_index: openvino.Tensor(rows)}
+
+    def _outputs(self, net: Net, request: Any, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        added = {state.new: state for state in net.states}
+        variables = {state.name: state for state in request.query_state()} if added else {}
+        tokens = arrays[0].shape[1] if added else 0
+        outputs = []
+        for spec in net.outputs:
+            state = added.get(spec.name)
+            if state is None:
+                outputs.append(from_tensor(request.get_tensor(spec.artifact_name), spec))
+            else:
+                whole = np.array(variables[state.artifact_name].state.data, dtype=np.float32)
+                outputs.append(whole.transpose(np.argsort(state.order))[:, -tokens:])
+        return outputs
 
     def _unload(self) -> None:
         self._compiled, self._idle = {}, {}
