@@ -63,9 +63,12 @@ def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
     settings = {"PERFORMANCE_HINT": options.performance_hint.upper()}
     if options.mode == "exact":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-        if device == "CPU":
-            # The defaults would keep past keys and values, and some activations, in 8 bits.
-            settings["KV_CACHE_PRECISION"] = "f32"
+    if device == "CPU":
+        # By default past keys and values would be 8-bit integers, and become NaN when a request
+        # that held few rows serves more (docs/openvino.md). There is nothing to gain here.
+        settings["KV_CACHE_PRECISION"] = computes_in(options, device)
+        if options.mode == "exact":
+            # The default would make 8-bit integers of activations before compressed weights.
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     if options.threads is not None and device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)

@@ -121,7 +121,10 @@ def _collect(
     components: dict[Component, ComponentManifest] = {}
     for component in TASK_COMPONENTS[task]:
         matching = [
-            m for m in every if (m.component, m.target, m.precision) == (component, name, precision)
+            m
+            for m in every
+            if component in (m.component, *m.includes)
+            and (m.target, m.precision) == (name, precision)
         ]
         if not matching:
             raise InputError(

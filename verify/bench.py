@@ -192,9 +192,13 @@ class TaskBench:
                 verify_digest=False,
             )
             with runtime_failures():
+                # One artifact may compute several components.
+                opened = {
+                    manifest.path: open_session(manifest, options)
+                    for manifest in artifacts.components.values()
+                }
                 sessions = {
-                    name: open_session(manifest, options)
-                    for name, manifest in artifacts.components.items()
+                    name: opened[manifest.path] for name, manifest in artifacts.components.items()
                 }
             if artifacts.simulated:
                 folder, version = simulated_folder(self._layout), simulator_version()

@@ -192,6 +192,9 @@ class SampleSource:
     def _caption(self, index: int, scene: int) -> Iterator[Sample]:
         yield self._vision(scene)
         feeds = {"encoder_hidden_states": self._graphs.image_embeds(scene)}
+        if not self._few:
+            # Where one model computes image states and their projections, it takes the image.
+            feeds["pixel_values"] = self._graphs.pixel_values(scene)
         cross = self._single("cross_key_values", f"scene {scene}", feeds)
         yield cross
         text = CAPTION_PROMPT if index % 2 == 0 else ""
