@@ -38,7 +38,7 @@ _ITEMS: dict[Task, str] = {
     "caption": "SELECT id FROM images WHERE id IN (SELECT image FROM texts) ORDER BY number",
     "itm": "SELECT id FROM images WHERE id IN (SELECT image FROM texts) "
     "OR id IN (SELECT image FROM pairs) ORDER BY number",
-    "vqa": "SELECT questions.id FROM questions JOIN images ON images.id = questions.image "
+    "vqa": "SELECT questions.id AS id FROM questions JOIN images ON images.id = questions.image "
     "ORDER BY images.number, questions.rowid",
 }
 
@@ -108,8 +108,9 @@ class Builder:
         self._refuse("questions", "answers IS NULL", f"has no answer in {shown(annotations)}")
         self._database.execute("CREATE INDEX texts_image ON texts (image)")
         self._database.execute("CREATE INDEX pairs_image ON pairs (image)")
-        for number, (key,) in enumerate(self._database.execute(_ITEMS[task]).fetchall()):
-            self._database.execute("INSERT INTO items VALUES (?, ?)", (number, key))
+        self._database.execute(
+            f"INSERT INTO items SELECT row_number() OVER () - 1, id FROM ({_ITEMS[task]})"  # noqa: S608
+        )
         (count,) = self._database.execute("SELECT count(*) FROM items").fetchone()
         if count == 0:
             raise InputError(f"{shown(annotations)}: nothing for {task} in it; name another file")
