@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from compile import tpu_mlir
 from compile.backend import Job, Source, manifest_fields
 from compile.bmodel_info import BModelInfo, match_inputs, match_outputs
@@ -18,6 +20,7 @@ from compile.bmodel_steps import (
     deploy_argv,
     deploy_folder,
     is_combined,
+    rewrites_of,
 )
 from compile.rewrites import check_names
 from compile.shapes import net_names
@@ -29,6 +32,15 @@ from configs.schema import Component, Task
 
 if TYPE_CHECKING:
     from compile.prepare import Prepared
+
+
+#: What of a target's file decides an artifact's content, beside its rewrites.
+_DECIDING = {
+    *("name", "cores", "borders", "address_mode"),
+    *("attention_fusion", "combine_nets", "estimate_file"),
+}
+#: Largest value that a table may hold to be kept in half precision.
+_LARGEST_HALF = 65504.0
 
 
 class SophonBackend:
@@ -45,10 +57,8 @@ class SophonBackend:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
         target = job.target
         check_names(target.rewrites, f"configs/targets/{target.name}.yaml")
-        chip = target.model_dump(
-            mode="json", include={"name", "cores", "combine_nets", "estimate_file"}
-        )
-        graph = Graph(job, source, target.rewrites)
+        chip = target.model_dump(mode="json", include=_DECIDING)
+        graph = Graph(job, source, rewrites_of(target))
         return {
             **graph.key,
             "chip": chip,
@@ -58,7 +68,7 @@ class SophonBackend:
 
     def plan(self, job: Job, source: Source | None) -> list[str]:
         """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet."""
-        graph = Graph(job, source, job.target.rewrites)
+        graph = Graph(job, source, rewrites_of(job.target))
         lines = []
         for net in net_names(job.task, job.component):
             lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
@@ -69,7 +79,7 @@ class SophonBackend:
 
     def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
         """Prepare, transform, deploy, combine, read back."""
-        graph = Graph(job, source, job.target.rewrites)
+        graph = Graph(job, source, rewrites_of(job.target))
         prepared_folder, prepared = self._steps.prepare(graph)
         rewrites = prepared.rewrites
         if graph.rewrites and not prepared.rewritten:
@@ -82,7 +92,9 @@ class SophonBackend:
         try:
             for net in prepared.nets:
                 top = self._steps.transform(graph, net.name, prepared.weights_bytes)
-                deployed.append(self._steps.deploy(job, net.name, top, prepared.weights_bytes))
+                deployed.append(
+                    self._steps.deploy(job, net.name, top, prepared.weights_bytes, net.attentions)
+                )
                 commands += [graph.transform_argv(net.name), deploy_argv(job, net.name)]
             files = self._steps.assemble(job, deployed, folder)
         finally:
@@ -113,11 +125,14 @@ class SophonBackend:
     def _tables(
         self, job: Job, prepared: Prepared, prepared_folder: Path, folder: Path
     ) -> tuple[HostLookup, ...]:
-        """Copies the tables of host lookups beside the BModel."""
+        """Puts the tables of host lookups beside the BModel, in half precision but for f32."""
         copied = []
         for lookup in prepared.lookups:
             table = f"{job.location.stem}.{lookup.table}"
-            shutil.copyfile(prepared_folder / lookup.table, folder / table)
+            rows = np.load(prepared_folder / lookup.table)
+            if job.built_as != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
+                rows = rows.astype(np.float16)
+            np.save(folder / table, rows)
             copied.append(lookup.model_copy(update={"table": table}))
         return tuple(copied)
 

@@ -17,6 +17,8 @@ from compile.work_cache import cached, cached_path
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
 from configs.load import shown
+from configs.manifest import key_of
+from configs.schema import TargetConfig
 
 if TYPE_CHECKING:
     from compile.prepare import Prepared
@@ -52,7 +54,8 @@ class Graph:
     @property
     def name(self) -> str:
         """Name of the prepared intermediate."""
-        variant = f"_for_{self.job.target.name}" if self.rewrites else ""
+        # Named after what was done, not for whom: chips with equal rewrites share the work.
+        variant = f"_rewritten_{key_of({'rewrites': self.rewrites})[:6]}" if self.rewrites else ""
         return f"{self.job.task}_{self.job.component}{variant}"
 
     @property
@@ -93,6 +96,12 @@ class Graph:
         return tpu_mlir.transform(artifact_net(self.job, net), onnx)
 
 
+def rewrites_of(target: TargetConfig) -> tuple[str, ...]:
+    """Names of the rewrites that a target's graphs get, in order."""
+    opted_out = ("separate_attention",) if target.attention_fusion == "off" else ()
+    return (*target.rewrites, *opted_out)
+
+
 def artifact_net(job: Job, net: str) -> str:
     """What a net is called inside the BModel."""
     return job.component if net == "main" else f"{job.component}_{net}"
@@ -115,7 +124,15 @@ def deploy_folder(job: Job) -> Path:
 
 def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
     """The command that compiles one net, in the net's folder."""
-    return tpu_mlir.deploy(artifact_net(job, net), job.target.name, job.built_as, job.target.cores)
+    target = job.target
+    return tpu_mlir.deploy(
+        artifact_net(job, net),
+        target.name,
+        job.built_as,
+        target.cores,
+        native_borders=target.borders == "native",
+        address_mode=target.address_mode,
+    )
 
 
 def combine_argv(job: Job) -> tpu_mlir.Argv:
@@ -175,8 +192,15 @@ class Steps:
 
         return cached(graph.job.layout.work, name, graph.top_key(net), make)
 
-    def deploy(self, job: Job, net: str, top: Path, weights_bytes: int) -> Deployed:
-        """One net's BModel for one chip."""
+    def deploy(
+        self, job: Job, net: str, top: Path, weights_bytes: int, attentions: int
+    ) -> Deployed:
+        """One net's BModel for one chip.
+
+        Raises:
+            ToolError: the compiler failed, or did not fuse all of the graph's ``attentions`` where
+                the target requires it.
+        """
         folder = deploy_folder(job) / net
         folder.mkdir(parents=True)
         name = artifact_net(job, net)
@@ -189,12 +213,14 @@ class Steps:
         with self._budget.hold(_memory(measured, weights_bytes)):
             self._tools.run(argv, folder, log)
         _require(folder, (f"{name}.bmodel",), argv, log)
+        made = fusions(log.read_text(encoding="utf-8", errors="replace"))
+        check_fusions(job, net, attentions, made)
         profile = job.target.estimate_file
         return Deployed(
             net=net,
             bmodel=folder / f"{name}.bmodel",
             estimate_ms=latency_estimate_ms(folder / profile) if profile else None,
-            fusions=fusions(log.read_text(encoding="utf-8", errors="replace")),
+            fusions=made,
         )
 
     def assemble(self, job: Job, deployed: Sequence[Deployed], folder: Path) -> dict[str, str]:
@@ -220,6 +246,26 @@ class Steps:
         log.unlink(missing_ok=True)
         self._tools.run(tpu_mlir.info(bmodel.name), bmodel.parent, log)
         return parse_info(log.read_text(encoding="utf-8", errors="replace"), bmodel)
+
+
+def check_fusions(job: Job, net: str, attentions: int, made: dict[str, int]) -> None:
+    """Compares the compiler's fusions with the graph's attentions, in half precision.
+
+    Other precisions are recorded only: their fusions depend on the chip and on what stays in float.
+
+    Raises:
+        ToolError: an attention was left in single operators, or fused though that is turned off.
+    """
+    wanted = {"required": attentions, "off": 0}.get(job.target.attention_fusion)
+    fused = sum(made.values())
+    if job.built_as not in tpu_mlir.HALF_PRECISIONS or wanted in (None, fused):
+        return
+    raise ToolError(
+        f"{job.name} ({net}): {fused} of {attentions} attentions were fused, {wanted} expected: "
+        "the graph's shape around softmax, scale or mask differs from what the compiler "
+        f"recognises; read {shown(_log(job, net))}, or set targets.{job.target.name}."
+        "attention_fusion: recorded in the pipeline file"
+    )
 
 
 def _log(job: Job, step: str) -> Path:

@@ -37,6 +37,8 @@ class PreparedNet(BaseModel):
     file: str
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
+    #: attentions in the graph: each has one softmax over its scores
+    attentions: int
 
 
 class Prepared(BaseModel):
@@ -168,6 +170,7 @@ def _described(graph: Path, name: str) -> PreparedNet:
         file=graph.name,
         inputs=shapes(input_specs(model)),
         outputs=shapes(output_specs(model)),
+        attentions=sum(node.op_type == "Softmax" for node in model.graph.node),
     )
 
 

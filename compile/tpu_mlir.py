@@ -49,8 +49,27 @@ def transformed(net: str) -> tuple[str, ...]:
     return (f"{net}.mlir", f"{net}_top_f32_all_weight.npz")
 
 
-def deploy(net: str, chip: str, precision: Precision, cores: int) -> Argv:
-    """``<net>.mlir`` -> ``<net>.bmodel`` for one chip. Log level 1 lists the fusions made."""
+#: Precisions whose nets compute in one half-precision type from border to border.
+HALF_PRECISIONS: tuple[Precision, ...] = ("f16", "bf16", "w8f16", "w8bf16", "w4f16", "w4bf16")
+
+
+def deploy(
+    net: str,
+    chip: str,
+    precision: Precision,
+    cores: int,
+    *,
+    native_borders: bool = False,
+    address_mode: str | None = None,
+) -> Argv:
+    """``<net>.mlir`` -> ``<net>.bmodel`` for one chip. Log level 1 lists the fusions made.
+
+    ``native_borders`` leaves out the casts from and to float32 at the inputs and outputs of a net
+    that computes in half precision. In other nets it would make the borders integers.
+    """
+    half = precision in HALF_PRECISIONS
+    addresses = ("--addr_mode", address_mode) if address_mode else ()
+    borders = ("--quant_input", "--quant_output") if native_borders and half else ()
     several_cores = ("--num_core", str(cores)) if cores > 1 else ()
     return (
         DEPLOY,
@@ -58,6 +77,8 @@ def deploy(net: str, chip: str, precision: Precision, cores: int) -> Argv:
         *("--chip", chip),
         *("--quantize", _QUANTIZE[precision]),
         *several_cores,
+        *borders,
+        *addresses,
         *("--log_level", "1"),
         *("--model", f"{net}.bmodel"),
     )

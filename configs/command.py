@@ -13,7 +13,14 @@ from rich.markup import escape
 
 from configs.console import messages
 from configs.errors import BlipEdgeError, ConfigError
-from configs.load import check_precision, load_pipeline, load_target, shown, target_names
+from configs.load import (
+    check_precision,
+    load_pipeline,
+    load_target,
+    pipeline_target,
+    shown,
+    target_names,
+)
 from configs.schema import (
     TASK_COMPONENTS,
     Component,
@@ -106,7 +113,7 @@ def select(
     precisions = _split(precision)
     pairs: list[tuple[TargetConfig, Precision]] = []
     for name in wanted or list(pipeline.targets):
-        chosen = load_target(name)
+        chosen = pipeline_target(pipeline, name)
         if backend is not None and chosen.backend != backend:
             if not wanted:
                 continue

@@ -133,6 +133,25 @@ def load_target(name: str) -> TargetConfig:
     return target
 
 
+def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
+    """A target as one pipeline file wants it: the chip's file with the file's own choices.
+
+    Raises:
+        ConfigError: no such target, or more cores than the chip has.
+    """
+    target = load_target(name)
+    selection = pipeline.targets.get(name)
+    if selection is None:
+        return target
+    if selection.cores is not None and selection.cores > target.maximum_cores:
+        raise ConfigError(
+            f"targets.{name}.cores: {selection.cores} given, {name} has {target.maximum_cores}; "
+            "give at most that many"
+        )
+    chosen = {"cores": selection.cores, "attention_fusion": selection.attention_fusion}
+    return target.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+
+
 def check_precision(target: TargetConfig, precision: str, where: str) -> Precision:
     """Rejects a precision that a target cannot compute, before any work starts.
 
@@ -160,7 +179,10 @@ def load_pipeline(path: Path) -> PipelineConfig:
                 f"{shown(path)}: targets.{name}: unknown target; "
                 f"choose one of: {', '.join(target_names())}"
             )
-        target = load_target(name)
+        try:
+            target = pipeline_target(config, name)
+        except ConfigError as error:
+            raise ConfigError(f"{shown(path)}: {error}") from None
         for precision in selection.precisions:
             check_precision(target, precision, f"{shown(path)}: targets.{name}.precisions")
         for chosen, overrides in selection.components.items():

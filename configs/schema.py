@@ -27,6 +27,10 @@ TASK_COMPONENTS: dict[Task, tuple[Component, ...]] = {
     "itm": ("vision_encoder", "text_encoder", "text_encoder_unimodal", "vision_projection"),
 }
 
+#: ``required``: a net whose attentions the compiler did not all fuse is an error; ``recorded``:
+#: the manifest says how many were; ``off``: the graph is changed so that none is
+AttentionFusion = Literal["required", "recorded", "off"]
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
@@ -67,6 +71,10 @@ class TargetSelection(Strict):
     #: components that are built as something else within a precision's set, e.g.
     #: ``{int8: {text_decoder: w8f16}}``; the artifact still belongs to the set it is listed under
     components: dict[Precision, dict[Component, Precision]] = {}
+    #: cores that nets are compiled for (sophon); null takes the target's own
+    cores: PositiveInt | None = None
+    #: how attention fusions are treated (sophon); null takes the target's own
+    attention_fusion: AttentionFusion | None = None
 
     @model_validator(mode="after")
     def _overrides_are_listed(self) -> TargetSelection:
@@ -275,8 +283,17 @@ class TargetConfig(Strict):
     folder: str
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)]
     default_precision: Precision
-    #: cores a net is compiled for (sophon)
+    #: cores a net is compiled for unless the pipeline file says otherwise, and how many the chip
+    #: has (sophon)
     cores: PositiveInt = 1
+    maximum_cores: PositiveInt = 1
+    #: dtype of a half-precision net's inputs and outputs: ``float32`` leaves casts inside the net,
+    #: ``native`` takes what the net computes in (sophon)
+    borders: Literal["float32", "native"] = "float32"
+    #: how the compiler places inputs and outputs in memory: null leaves the choice to it (sophon)
+    address_mode: Literal["basic", "io_alone", "io_tag"] | None = None
+    #: how attention fusions are treated in half precision (sophon)
+    attention_fusion: AttentionFusion = "recorded"
     #: graph rewrites this chip needs, in order (compile/rewrites)
     rewrites: tuple[str, ...] = ()
     #: whether nets of one component go into one file with shared weights (sophon)
@@ -288,6 +305,8 @@ class TargetConfig(Strict):
 
     @model_validator(mode="after")
     def _default_is_offered(self) -> TargetConfig:
+        if self.cores > self.maximum_cores:
+            raise ValueError(f"cores {self.cores} exceeds maximum_cores {self.maximum_cores}")
         if self.default_precision not in self.precisions:
             raise ValueError(f"default_precision {self.default_precision} is not in precisions")
         return self
