@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from compile.estimates.command import estimate
 from compile.pipeline import jobs, run, show_plan
 from configs.command import exit_codes, select
 from configs.errors import ConfigError
@@ -21,9 +22,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 @exit_codes
 def main(
+    context: typer.Context,
     config: Annotated[Path, typer.Option(help="pipeline file")] = Path("configs/reference.yaml"),
     target: Annotated[str | None, typer.Option(help="targets, comma-separated")] = None,
     precision: Annotated[str | None, typer.Option(help="precisions, comma-separated")] = None,
@@ -34,6 +36,8 @@ def main(
     force: Annotated[bool, typer.Option(help="build even what is unchanged")] = False,
 ) -> None:
     """Compile exported graphs to OpenVINO IR and SOPHON BModels."""
+    if context.invoked_subcommand:
+        return
     signal.signal(signal.SIGTERM, _interrupt)
     if backend not in (None, "openvino", "sophon"):
         raise ConfigError(f"--backend {backend}: unknown; choose from: openvino, sophon")
@@ -50,6 +54,9 @@ def main(
         show_plan(selected)
     else:
         run(selected, force=force)
+
+
+app.command()(estimate)
 
 
 if __name__ == "__main__":

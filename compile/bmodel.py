@@ -82,9 +82,9 @@ class SophonBackend:
         graph = Graph(job, source, rewrites_of(job.target))
         prepared_folder, prepared = self._steps.prepare(graph)
         rewrites = prepared.rewrites
-        if graph.rewrites and not prepared.rewritten:
-            # Nothing to rewrite in this graph: share the other chips' MLIR.
-            graph = Graph(job, source, ())
+        if prepared.needed != graph.rewrites:
+            # Some found nothing to change in this graph: share the MLIR with chips without them.
+            graph = Graph(job, source, prepared.needed)
             prepared_folder, prepared = self._steps.prepare(graph)
         shutil.rmtree(deploy_folder(job), ignore_errors=True)
         commands: list[tpu_mlir.Argv] = []
@@ -164,4 +164,5 @@ class SophonBackend:
             host_lookups=lookups,
             estimate=estimate,
             fusions=deployed.fusions,
+            work=deployed.work,
         )

@@ -14,10 +14,11 @@ from compile.bmodel_info import BModelInfo, fusions, latency_estimate_ms, parse_
 from compile.shapes import NetShape, net_names, net_shapes
 from compile.vendor_process import MemoryBudget, VendorTools
 from compile.work_cache import cached, cached_path
+from compile.work_counts import read_operators, read_profiles
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
 from configs.load import shown
-from configs.manifest import key_of
+from configs.manifest import Work, key_of
 from configs.schema import TargetConfig
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Deployed:
     bmodel: Path
     estimate_ms: float | None
     fusions: dict[str, int]
+    work: Work | None
 
 
 class Steps:
@@ -221,6 +223,7 @@ class Steps:
             bmodel=folder / f"{name}.bmodel",
             estimate_ms=latency_estimate_ms(folder / profile) if profile else None,
             fusions=made,
+            work=_work(job, folder, name),
         )
 
     def assemble(self, job: Job, deployed: Sequence[Deployed], folder: Path) -> dict[str, str]:
@@ -266,6 +269,17 @@ def check_fusions(job: Job, net: str, attentions: int, made: dict[str, int]) -> 
         f"recognises; read {shown(_log(job, net))}, or set targets.{job.target.name}."
         "attention_fusion: recorded in the pipeline file"
     )
+
+
+def _work(job: Job, folder: Path, name: str) -> Work | None:
+    """What the compiler left about a net's work: its profiles, else its list of operators."""
+    profile = job.target.estimate_file
+    if profile:
+        # One file per core; the target's file names the first one's.
+        files = [profile.replace("0", str(core)) for core in range(job.target.cores)]
+        if found := read_profiles([folder / file for file in files]):
+            return found
+    return read_operators(folder / f"{name}.bmodel.json")
 
 
 def _log(job: Job, step: str) -> Path:

@@ -53,9 +53,10 @@ class Prepared(BaseModel):
     weights_bytes: int
 
     @property
-    def rewritten(self) -> bool:
-        """Whether any rewrite but the fixing of shapes found something to change."""
-        return any(rewrite.sites for rewrite in self.rewrites if rewrite.name != FIX_SHAPES)
+    def needed(self) -> tuple[str, ...]:
+        """Rewrites that found something to change; the fixing of shapes is none of them."""
+        made = (rewrite for rewrite in self.rewrites if rewrite.name != FIX_SHAPES)
+        return tuple(rewrite.name for rewrite in made if rewrite.sites)
 
 
 def read_prepared(folder: Path) -> Prepared:

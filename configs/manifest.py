@@ -77,6 +77,27 @@ class Estimate(_Record):
     source: str
 
 
+class Work(_Record):
+    """What a net has to do, as counted from what the vendor's compiler leaves; no measurement."""
+
+    #: additions and multiplications, by arithmetic (``f32``, ``int8``), or ``all`` together
+    operations: dict[str, int]
+    #: bytes between the chip's own memory and DDR
+    moved_bytes: int
+    #: share of the estimated time in which the compute engine, the DMA engine is busy
+    compute_share: float | None = None
+    memory_share: float | None = None
+    #: share of the DDR's bandwidth that is used on average
+    bandwidth_share: float | None = None
+
+    @property
+    def bound(self) -> Literal["compute", "memory"] | None:
+        """Which engine is busy for longer, where that is known."""
+        if self.compute_share is None or self.memory_share is None:
+            return None
+        return "compute" if self.compute_share > self.memory_share else "memory"
+
+
 class Net(_Record):
     """One callable of an artifact."""
 
@@ -93,6 +114,8 @@ class Net(_Record):
     row_index: str | None = None
     #: attention fusions that the vendor's compiler made, by pattern name (sophon)
     fusions: dict[str, int] = {}
+    #: operations and bytes of one call (sophon)
+    work: Work | None = None
 
 
 class Rewrite(_Record):

@@ -45,7 +45,7 @@ def keys(pipeline: PrivatePipeline, component: str = "text_decoder") -> dict[str
         job = pipeline.job(component, target)
         result[target] = key_of(backends[job.target.backend].key_inputs(job, source))
         if job.target.backend == "sophon":
-            graph = bmodel_steps.Graph(job, source, job.target.rewrites)
+            graph = bmodel_steps.Graph(job, source, bmodel_steps.rewrites_of(job.target))
             result[f"{target} prepared"] = graph.prepared.name
             result[f"{target} top"] = graph.top("step").name
     return result
@@ -112,7 +112,10 @@ def test_stage_source_matters_to_everything(
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("rewrites", ("host_embedding_lookup",), {"bm1684x", "bm1684x prepared", "bm1684x top"}),
+        ("rewrites", (), {"bm1684x", "bm1684x prepared", "bm1684x top"}),
+        ("attention_fusion", "off", {"bm1684x", "bm1684x prepared", "bm1684x top"}),
+        ("borders", "float32", {"bm1684x"}),
+        ("address_mode", None, {"bm1684x"}),
         ("cores", 2, {"bm1684x"}),
         ("combine_nets", False, {"bm1684x"}),
         ("npu_heap_mib", 1, set()),
