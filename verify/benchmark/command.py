@@ -37,6 +37,10 @@ def bench(
         bool,
         typer.Option(help="Also measure process start and a folder of images."),
     ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of benchmark.json and .svg (default: beside the artifacts)."),
+    ] = None,
     document: Annotated[
         Path | None,
         typer.Option(help="Document that gets the tables; a quick run writes none by default."),
@@ -53,6 +57,7 @@ def bench(
     from verify.benchmark.table import markdown, write_tables
 
     selection = select(config, task=task)
+    folder = out or Layout(selection.pipeline).root
     result = run_benchmark(
         selection.pipeline,
         BenchOptions(
@@ -64,6 +69,7 @@ def bench(
             threads=threads or available_cores(),
             fresh=fresh,
             command_line=command_line,
+            out=folder,
         ),
     )
     output.print(markdown(result), markup=False, soft_wrap=True)
@@ -76,7 +82,7 @@ def bench(
             f"{shown(REPOSITORY_ROOT / document)}: no markers for pipeline {result.pipeline}; "
             "add the two lines of verify/benchmark/table.py"
         )
-    messages.print(f"bench: {shown(Layout(selection.pipeline).root / RESULT_FILE)}")
+    messages.print(f"bench: {shown(folder / RESULT_FILE)}")
 
 
 def chosen_variants(text: str | None, *, quick: bool) -> tuple[str, ...]:

@@ -64,10 +64,12 @@ class BenchOptions:
     threads: int
     fresh: bool
     command_line: bool
+    #: folder of the results
+    out: Path
 
 
 def run_benchmark(pipeline: PipelineConfig, options: BenchOptions) -> Benchmark:
-    """Measures every task and writes benchmark.json and benchmark.svg beside the artifacts.
+    """Measures every task and writes benchmark.json and benchmark.svg.
 
     Raises:
         InputError: a checkpoint is missing.
@@ -93,8 +95,8 @@ def run_benchmark(pipeline: PipelineConfig, options: BenchOptions) -> Benchmark:
         artifacts=_artifacts(layout, options.tasks),
         tasks=tasks,
     )
-    write_atomically(layout.root / RESULT_FILE, as_json(result))
-    write_plot(result, layout.root / PLOT_FILE)
+    write_atomically(options.out / RESULT_FILE, as_json(result))
+    write_plot(result, options.out / PLOT_FILE)
     return result
 
 
@@ -251,7 +253,10 @@ def _conclude(
     if task == "caption":
         settings = pipeline.tasks[task]
         work = caption_work(*checkpoint_configuration(settings.checkpoint, settings.revision))
-        every = analysis.floors(samples, work, {})
+        default = facts.get(LIMITS, {}).get("default_type")
+        # Without bfloat16 in hardware the device's default is float32, and the floor is that of it.
+        types = {"fast": str(default)} if default in ("f32", "bf16") else {}
+        every = analysis.floors(samples, work, types)
         floor = {mode: by_turn for mode, by_turn in every.items() if mode in measured}
     return TaskResult(
         variants={

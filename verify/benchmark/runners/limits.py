@@ -38,6 +38,13 @@ class LimitsRunner(Runner):
             self._products[kind] = _gemm_model(kind, self.options.threads)
         self._buffer = torch.from_numpy(np.ones(_READ_BYTES // 4, dtype=np.float32))
 
+    def facts(self) -> dict[str, Any]:
+        """The type that the device computes in by default."""
+        import openvino
+
+        hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+        return {"default_type": str(hint.get_type_name())}
+
     def run(self, workload: Workload) -> Measured:
         """One pass; the rate is in ``rates``: floating-point operations or bytes per second."""
         if workload.name == "read_bandwidth":
