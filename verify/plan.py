@@ -113,11 +113,14 @@ def _target_checks(
 
 def _comparable(onnx: TargetArtifacts, artifacts: TargetArtifacts, component: Component) -> bool:
     """Whether an IR can be compared layer by layer: the contract's inputs, weights not integers."""
-    if artifacts.precision not in ("f32", "f16"):
+    manifest = artifacts.components[component]
+    if (manifest.built_as or artifacts.precision) not in ("f32", "f16"):
         return False
-    mine, theirs = artifacts.components[component].nets, onnx.components[component].nets
+    mine, theirs = manifest.nets, onnx.components[component].nets
     names = {spec.name for spec in theirs[0].inputs}
-    return len(mine) == 1 and {spec.name for spec in mine[0].inputs} == names
+    own = {spec.name for spec in mine[0].inputs}
+    # One model may compute image states and their projections, from the image.
+    return len(mine) == 1 and (own == names or bool(manifest.includes))
 
 
 def _stages(selection: Selection, task: TaskArtifacts) -> Planned:

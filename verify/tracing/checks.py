@@ -18,7 +18,7 @@ from verify.results import Check, Subject
 from verify.tolerances import LayerTolerance, load_tolerances, source
 from verify.tracing.checkpoint_trace import Checkpoint, on_graph, tensor_of
 from verify.tracing.correspondence import Pair, pairs, weights
-from verify.tracing.graph import ExportedGraph
+from verify.tracing.graph import Arrays, ExportedGraph
 from verify.tracing.introduced import LayerError, LayerErrors, ranked
 from verify.tracing.openvino_trace import OpenVinoTrace
 
@@ -84,14 +84,25 @@ def target_layers(
     rounded as the converter rounds them: what is left is the order of additions.
     """
     graph = exported_graph(onnx_manifest)
-    trace = OpenVinoTrace(target, mode, traced_tensors(graph))
+    trace = OpenVinoTrace(target, mode, graph, traced_tensors(graph))
     rounded = graph.rounded("float16") if precision == "f16" else None
     errors = LayerErrors(graph, rounded)
     names = []
-    for sample in chosen(samples):
-        errors.add(sample.feeds, trace.tensors(sample.feeds))
-        names.append(sample.name)
+    try:
+        for sample in chosen(samples):
+            tensors = trace.tensors(sample.feeds)
+            errors.add(_own_inputs(graph, sample.feeds, tensors), tensors)
+            names.append(sample.name)
+    finally:
+        trace.close()
     return Layers(tuple(errors.result()), (), tuple(names))
+
+
+def _own_inputs(graph: ExportedGraph, feeds: Arrays, tensors: Arrays) -> Arrays:
+    """What a component really read where one model computes several: its own image states."""
+    if "encoder_hidden_states" in graph.inputs and "image_embeds" in tensors:
+        return {**feeds, "encoder_hidden_states": tensors["image_embeds"]}
+    return feeds
 
 
 def traced_tensors(graph: ExportedGraph) -> tuple[str, ...]:

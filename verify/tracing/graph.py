@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,26 @@ class ExportedGraph:
         """Tensors that hold floating-point values, in the order of execution."""
         return tuple(self.sites)
 
+    def products_before(self, tensor: str) -> Iterator[str]:
+        """Tensors from the product with a weight that makes a tensor, that tensor left out."""
+        makers = {name: node for node in self.model.graph.node for name in node.output}
+        node = makers.get(tensor)
+        while node is not None:
+            if node.output[0] != tensor:
+                yield node.output[0]
+            if node.op_type == "MatMul":
+                return
+            node = makers.get(node.input[0])
+
+    def products_after(self, tensor: str) -> Iterator[str]:
+        """The products that read a tensor, through transpositions only."""
+        for node in self.model.graph.node:
+            if tensor in node.input:
+                if node.op_type == "MatMul":
+                    yield node.output[0]
+                elif node.op_type == "Transpose":
+                    yield from self.products_after(node.output[0])
+
     def rounded(self, dtype: str) -> onnx.ModelProto:
         """The graph with every floating-point constant rounded to ``dtype`` and back.
 
@@ -174,6 +194,8 @@ class Runner:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
+        # Waiting threads give way: many graphs are run for a moment each.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 serialised, options, providers=["CPUExecutionProvider"]

@@ -55,7 +55,8 @@ class LayerErrors:
     model: onnx.ModelProto | None = None
     vendor_names: Mapping[str, str] = field(default_factory=dict)
     _worst: dict[str, _Worst] = field(default_factory=dict)
-    _runners: dict[tuple[str, ...], tuple[Runner, Runner]] = field(default_factory=dict)
+    _wholes: dict[tuple[str, ...], Runner] = field(default_factory=dict)
+    _parts: dict[tuple[str, ...], Runner] = field(default_factory=dict)
 
     def add(self, feeds: Arrays, other: Arrays, *, rows: slice | None = None) -> None:
         """One case: what both sides were fed, and the other side's tensors under our names.
@@ -63,13 +64,20 @@ class LayerErrors:
         ``rows`` selects the tokens that count in arrays ``[batch, tokens, ...]`` of the other side
         that are longer than what is compared.
         """
-        names = tuple(name for name in self.graph.float_tensors if name in other)
-        if names not in self._runners:
-            whole = Runner(self.graph.probed(names, self.model))
-            self._runners[names] = whole, Runner(self.graph.cut(names, self.model))
-        whole, parts = self._runners[names]
-        reference = whole(feeds)
-        computed = parts({**feeds, **{name: other[name] for name in names}})
+        every = tuple(name for name in self.graph.float_tensors if name in other)
+        if every not in self._wholes:
+            self._wholes[every] = Runner(self.graph.probed(every, self.model))
+        reference = self._wholes[every](feeds)
+        # A tensor of another shape holds the same numbers in an order of axes of its own: its
+        # neighbours are compared instead. Outputs have no excuse.
+        names = tuple(
+            name
+            for name in every
+            if reference[name].shape == other[name].shape or name in self.graph.outputs
+        )
+        if names not in self._parts:
+            self._parts[names] = Runner(self.graph.cut(names, self.model))
+        computed = self._parts[names]({**feeds, **{name: other[name] for name in names}})
         for name in names:
             worst = self._worst.setdefault(name, _Worst())
             mine, theirs = computed[local(name)], other[name]
