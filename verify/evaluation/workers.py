@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from types import TracebackType
 
@@ -44,7 +45,7 @@ def job_items(subject: Subject) -> int:
 
 
 class Workers:
-    """A pool of processes; simulators, which are processes themselves, run from this one."""
+    """A pool of processes; one worker is this process, and it alone drives simulators."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -74,10 +75,10 @@ class Workers:
         first = next(jobs, None)
         if first is None:
             return
-        if first.subject.simulated:
-            yield _do(first, None)
-            for job in jobs:
+        if self.count == 1 or first.subject.simulated:
+            for job in chain([first], jobs):
                 yield _do(job, None)
+            # Simulators are processes that keep a core busy.
             _close()
             return
         yield from self._parallel(first, jobs)
