@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
+from runtime.devices import HOST_TARGETS, SIMULATOR, check_device
 from runtime.errors import ArtifactError
 from runtime.manifests import (
     TASK_MANIFEST,
@@ -14,7 +15,7 @@ from runtime.manifests import (
     component_manifests,
     read_task_manifest,
 )
-from runtime.sessions import HOST_TARGETS, SIMULATOR, Session, SessionOptions, open_session
+from runtime.sessions import Session, SessionOptions, open_session
 
 #: Which precision to take when a target has several and none is named: integers only when asked.
 _PRECISION_ORDER = ("f16", "bf16", "f32", "w8f16", "w8bf16", "int8", "w4f16", "w4bf16", "int4")
@@ -60,7 +61,8 @@ class Artifacts:
             raise ArtifactError(f"{manifest.path}: holds task {manifest.task}, not {task}")
         found = [m for m in component_manifests(manifest.folder) if m.task == task]
         chosen = _choose(found, manifest, target, precision)
-        manifest.check_files(digests=options.verify_digest)
+        check_device(target, options.device)
+        manifest.check_files(digests=options.verify_digest, remembered=not options.rehash)
         if target not in HOST_TARGETS and options.device is None:
             options = options.with_device("0" if board_available() else SIMULATOR)
         sessions: Dict[str, Session] = {}

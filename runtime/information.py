@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from runtime.artifacts import board_available
+from runtime.devices import HOST_TARGETS, SIMULATOR
 from runtime.errors import ArtifactError, BackendError
 from runtime.manifests import (
     TASK_MANIFEST,
@@ -18,7 +20,6 @@ from runtime.manifests import (
     component_manifests,
     read_task_manifest,
 )
-from runtime.sessions import HOST_TARGETS, SIMULATOR
 from runtime.simulator_session import find_python
 from runtime.tables import mebibytes, table
 
@@ -217,10 +218,20 @@ def _openvino() -> List[Tuple[str, str, str]]:
         core = shared_core()
     except BackendError as error:
         return [("openvino", "-", str(error))]
-    return [
-        ("openvino", name, str(core.get_property(name, "FULL_DEVICE_NAME")))
-        for name in core.available_devices
-    ]
+    names = list(core.available_devices)
+    rows = [("openvino", name, _openvino_detail(core, name)) for name in names]
+    return [*rows, ("openvino", "AUTO", f"takes the best of {', '.join(names)}")]
+
+
+def _openvino_detail(core: Any, name: str) -> str:
+    """A device's full name and what the modes compute in on it."""
+    capabilities = [str(item) for item in core.get_property(name, "OPTIMIZATION_CAPABILITIES")]
+    modes = ["exact: f32"] if "FP32" in capabilities else []
+    # Not every device says what its default is.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        default = core.get_property(name, "INFERENCE_PRECISION_HINT").get_type_name()
+        modes.append(f"fast: {default}")
+    return f"{core.get_property(name, 'FULL_DEVICE_NAME')} ({', '.join(modes) or 'fast'})"
 
 
 def _sail() -> List[Tuple[str, str, str]]:

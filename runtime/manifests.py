@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 from runtime.errors import ArtifactError
+from runtime.integrity import FileRecord, check_files
 from runtime.nets import HostLookup as HostLookup
 from runtime.nets import Net as Net
 from runtime.nets import State as State
@@ -20,15 +20,6 @@ SCHEMA_VERSION = 1
 TASK_MANIFEST = "manifest.json"
 COMPONENT_SUFFIX = ".manifest.json"
 REFERENCE_DATA_SUFFIX = ".reference.npz"
-_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Digest and size of one file."""
-
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,9 +70,15 @@ class ComponentManifest:
             if not name.endswith(REFERENCE_DATA_SUFFIX)
         }
 
-    def check_files(self, *, digests: bool = True) -> None:
-        """Checks that every file that running needs has the recorded size and, if asked, digest."""
-        check_files(self.path, self.folder, self.runtime_files, digests=digests)
+    def check_files(self, *, digests: bool = True, remembered: bool = False) -> None:
+        """Checks that every file that running needs has the recorded size and, if asked, digest.
+
+        Args:
+            digests: compare SHA-256 digests too.
+            remembered: digests that were compared before count (``runtime.integrity``).
+        """
+        files = self.runtime_files
+        check_files(self.path, self.folder, files, digests=digests, remembered=remembered)
 
 
 @dataclass(frozen=True)
@@ -153,34 +150,9 @@ class TaskManifest:
         """The task folder."""
         return self.path.parent
 
-    def check_files(self, *, digests: bool = True) -> None:
+    def check_files(self, *, digests: bool = True, remembered: bool = False) -> None:
         """Checks the processor files as ``ComponentManifest.check_files`` does."""
-        check_files(self.path, self.folder, self.files, digests=digests)
-
-
-def check_files(
-    manifest: Path, folder: Path, files: Mapping[str, FileRecord], *, digests: bool
-) -> None:
-    """Checks existence and size, and the SHA-256 if ``digests``, of the files a manifest lists.
-
-    Raises:
-        ArtifactError: a file is missing or differs from the manifest.
-    """
-    for name, record in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: missing (listed in {manifest.name}); rebuild or copy it")
-        size_bytes = path.stat().st_size
-        if size_bytes != record.size_bytes:
-            raise ArtifactError(
-                f"{path}: {size_bytes} bytes, {manifest.name} says {record.size_bytes}; "
-                "rebuild the artifact or copy it again"
-            )
-        if digests and _sha256(path) != record.sha256:
-            raise ArtifactError(
-                f"{path}: SHA-256 differs from {manifest.name}; rebuild the artifact or copy it "
-                "again (--no-verify-digest loads it anyway)"
-            )
+        check_files(self.path, self.folder, self.files, digests=digests, remembered=remembered)
 
 
 def read_task_manifest(path: Path) -> TaskManifest:
@@ -291,14 +263,6 @@ def _files(data: Mapping[str, Mapping[str, Any]], where: str) -> Dict[str, FileR
 def _only(kind: Any, data: Mapping[str, Any]) -> Dict[str, Any]:
     # Keys that a later writer of the same schema version adds are not an error.
     return {key: data[key] for key in kind.__dataclass_fields__ if key in data}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _damaged(path: Path, error: BaseException) -> ArtifactError:

@@ -10,8 +10,10 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import numpy as np
 
+from runtime.devices import openvino_device, real_devices
 from runtime.errors import BackendError
 from runtime.manifests import Net
+from runtime.model_cache import compiled_models, entry_name, load_or_compile
 from runtime.openvino_tensors import as_tensor, element_type, from_tensor
 from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
@@ -72,9 +74,22 @@ def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     if options.threads is not None and device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)
-    if options.cache_folder is not None:
-        settings["CACHE_DIR"] = str(options.cache_folder)
     return settings
+
+
+def check_arithmetic(core: Any, device: str, options: SessionOptions) -> None:
+    """Compares a mode with what a device computes in.
+
+    Raises:
+        BackendError: ``exact`` on a device without float32.
+    """
+    if options.mode != "exact":
+        return
+    for name in real_devices(device, list(core.available_devices)):
+        known = [str(item) for item in core.get_property(name, "OPTIMIZATION_CAPABILITIES")]
+        if "FP32" in known:
+            return
+    raise BackendError(f"device {device}: does not compute in float32; use --mode fast")
 
 
 class Resident:
@@ -107,21 +122,17 @@ class OpenVinoSession(Session):
 
     def _load(self) -> None:
         core = shared_core()
-        self.device = (self.options.device or "CPU").upper()
-        available = list(core.available_devices)
-        family = self.device.split(":")[0].split(".")[0]
-        if family not in ("AUTO", "MULTI", "HETERO", *(name.split(".")[0] for name in available)):
-            raise BackendError(
-                f"device {self.device}: not found; choose from {', '.join(available)}"
-            )
+        self.device = openvino_device(self.options.device, list(core.available_devices))
+        check_arithmetic(core, self.device, self.options)
         self._compiled: Dict[str, Any] = {}
+        self._blobs: List[Any] = []
         self._idle: Dict[str, "queue.LifoQueue[Any]"] = {}
         settings = compile_settings(self.options, self.device)
         border = computes_in(self.options, self.device)
         for net in self.manifest.nets:
             path = self.manifest.folder / net.file
             try:
-                compiled = core.compile_model(self._model(net, border), self.device, settings)
+                compiled = self._compile(core, net, border, settings)
             except BackendError:
                 raise
             except Exception as error:
@@ -148,6 +159,23 @@ class OpenVinoSession(Session):
             if spec in specs:
                 change.output(spec.artifact_name).tensor().set_element_type(wanted)
         return change.build()
+
+    def _compile(self, core: Any, net: Net, border: str, settings: Dict[str, str]) -> Any:
+        root = self.options.cache_folder
+        folder = None if root is None else compiled_models(root)
+        if folder is None:
+            return core.compile_model(self._model(net, border), self.device, settings)
+        if self.device not in core.available_devices:
+            # AUTO and its kin compile for several devices, and keep each one's models themselves.
+            settings = {**settings, "CACHE_DIR": str(folder)}
+            return core.compile_model(self._model(net, border), self.device, settings)
+        digests = [record.sha256 for _, record in sorted(self.manifest.runtime_files.items())]
+        name = entry_name(core, self.device, settings, *digests, net.file, border)
+        compiled, blob = load_or_compile(
+            core, lambda: self._model(net, border), self.device, settings, folder, name
+        )
+        self._blobs.append(blob)
+        return compiled
 
     def concurrency(self) -> int:
         """The device's own number of infer requests: one for latency, several for throughput."""
@@ -282,4 +310,4 @@ class OpenVinoSession(Session):
         return outputs
 
     def _unload(self) -> None:
-        self._compiled, self._idle = {}, {}
+        self._compiled, self._idle, self._blobs = {}, {}, []

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from runtime.devices import check_device, fits
 from runtime.errors import InputError
 from runtime.generation_settings import GenerationSettings
 from runtime.sessions import MODES, PERFORMANCE_HINTS
@@ -105,19 +106,30 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         default=None,
-        help="OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index or 'simulator'",
+        help="OpenVINO device (CPU, GPU, NPU, AUTO; default CPU); for a chip its number or "
+        "'simulator'; 'blip-edge devices' lists what there is",
     )
     group.add_argument("--mode", choices=MODES, default="exact", help="OpenVINO arithmetic")
     group.add_argument(
         "--performance-hint", choices=PERFORMANCE_HINTS, default="latency", help="OpenVINO hint"
     )
-    group.add_argument("--cache", default=None, help="OpenVINO's folder of compiled models")
+    group.add_argument(
+        "--cache",
+        default=None,
+        help="keeps compiled OpenVINO models (the user's cache)",
+    )
+    group.add_argument("--no-cache", action="store_true", help="compile OpenVINO models every time")
     group.add_argument(
         "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
     )
     group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
     group.add_argument(
         "--no-verify-digest", action="store_true", help="load files without comparing digests"
+    )
+    group.add_argument(
+        "--rehash",
+        action="store_true",
+        help="compare digests even of files that were compared before and have not changed since",
     )
     group.add_argument("--compare", default=None, help="targets to compare, e.g. openvino,bm1684x")
 
@@ -158,16 +170,19 @@ def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
 
 def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
     """Keyword arguments of ``Task.from_artifacts`` for one target."""
+    # Of targets that are compared, a device is that of those it could belong to.
+    applies = options.compare is None or options.device is None or fits(target, options.device)
     return {
         "target": target,
         "precision": options.precision,
-        "device": options.device,
+        "device": options.device if applies else None,
         "mode": options.mode,
         "performance_hint": options.performance_hint,
-        "cache_folder": options.cache,
+        "cache_folder": False if options.no_cache else options.cache,
         "threads": options.threads,
         "batch": options.batch,
         "verify_digest": not options.no_verify_digest,
+        "rehash": options.rehash,
     }
 
 
@@ -178,4 +193,6 @@ def targets(options: argparse.Namespace) -> List[str]:
     names = [name.strip() for name in options.compare.split(",") if name.strip()]
     if not names:
         raise InputError("--compare: name at least one target, e.g. openvino,bm1684x")
+    if options.device is not None and not any(fits(name, options.device) for name in names):
+        check_device(names[0], options.device)
     return names

@@ -12,6 +12,7 @@ from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional,
 
 import numpy as np
 
+from runtime.devices import SIMULATOR
 from runtime.errors import ArtifactError, BackendError, InputError
 from runtime.manifests import ComponentManifest, HostLookup, Net, TensorSpec
 
@@ -20,10 +21,6 @@ ArrayDict = Dict[str, "np.ndarray[Any, Any]"]
 
 MODES = ("exact", "fast")
 PERFORMANCE_HINTS = ("latency", "throughput")
-#: Targets that are not SOPHON chips.
-HOST_TARGETS = ("onnx", "openvino")
-#: Value of ``device`` that runs a BModel on the vendor's chip simulator.
-SIMULATOR = "simulator"
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class SessionOptions:
     mode: str = "exact"
     #: openvino: ``latency`` or ``throughput``
     performance_hint: str = "latency"
-    #: openvino: folder of compiled-model caches; None compiles every time
+    #: openvino: folder to keep compiled models in; None compiles every time
     cache_folder: Optional[Path] = None
     #: onnxruntime, openvino: threads per call; None: the backend's choice
     threads: Optional[int] = None
@@ -44,6 +41,8 @@ class SessionOptions:
     batch: Optional[int] = None
     #: compare SHA-256 digests with the manifest before loading
     verify_digest: bool = True
+    #: compare digests even of files that were compared before and have not changed since
+    rehash: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -109,7 +108,8 @@ class Session(ABC):
         with self._lock:
             if self._loaded:
                 return
-            self.manifest.check_files(digests=self.options.verify_digest)
+            options = self.options
+            self.manifest.check_files(digests=options.verify_digest, remembered=not options.rehash)
             for net in self.manifest.nets:
                 for lookup in net.host_lookups:
                     self._load_table(lookup)

@@ -17,6 +17,7 @@ from runtime.search import Sequence
 from runtime.sessions import Session, SessionOptions
 from runtime.stages import chunk_rows
 from runtime.tokenization import TextTokenizer
+from runtime.user_cache import cache_root
 
 AnyTask = TypeVar("AnyTask", bound="Task")
 _TOKENIZER = "processor/tokenizer.json"
@@ -45,10 +46,11 @@ class Task:
         device: Optional[str] = None,
         mode: str = "exact",
         performance_hint: str = "latency",
-        cache_folder: Union[str, Path, None] = None,
+        cache_folder: Union[str, Path, bool, None] = None,
         threads: Optional[int] = None,
         batch: Optional[int] = None,
         verify_digest: bool = True,
+        rehash: bool = False,
     ) -> AnyTask:
         """Opens the task's artifacts; nets are loaded when first used.
 
@@ -59,10 +61,12 @@ class Task:
             device: OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index, or ``simulator``.
             mode: OpenVINO arithmetic, ``exact`` (float32) or ``fast`` (the device's default).
             performance_hint: OpenVINO ``latency`` or ``throughput``.
-            cache_folder: OpenVINO's folder of compiled models; speeds up later starts.
+            cache_folder: where OpenVINO's compiled models are kept for later starts; None: in the
+                user's cache folder; False: nowhere.
             threads: CPU threads per call.
             batch: images taken through all stages at once; None: what fits in bounded memory.
             verify_digest: compare files with the manifest's SHA-256 before loading them.
+            rehash: compare even large files that were compared before and have not changed since.
 
         Raises:
             ArtifactError: missing, damaged or too new artifacts.
@@ -72,10 +76,11 @@ class Task:
             device=device,
             mode=mode,
             performance_hint=performance_hint,
-            cache_folder=None if cache_folder is None else Path(cache_folder),
+            cache_folder=_cache_root(cache_folder),
             threads=threads,
             batch=batch,
             verify_digest=verify_digest,
+            rehash=rehash,
         )
         opened = Artifacts.open(
             folder, cls.task, target=target, precision=precision, options=options
@@ -103,6 +108,12 @@ class Task:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _cache_root(given: Union[str, Path, bool, None]) -> Optional[Path]:
+    if given is None or given is True:
+        return cache_root()
+    return None if given is False else Path(given)
 
 
 def padded_sequences(

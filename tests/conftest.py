@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Compiled models of tests go where the rest of a run's temporary files go, not to the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="blip-edge-cache-")
+os.environ["BLIP_EDGE_CACHE"] = _CACHE.name
 CONFIG = "configs/reference.yaml"
 
 

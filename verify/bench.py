@@ -12,8 +12,9 @@ from configs.layout import REPOSITORY_ROOT, Layout
 from configs.manifest import file_sha256, key_of
 from configs.schema import Component, PipelineConfig, Precision, Task
 from runtime.artifacts import Artifacts
+from runtime.devices import SIMULATOR
 from runtime.manifests import ComponentManifest, component_manifests, read_task_manifest
-from runtime.sessions import SIMULATOR, Session, SessionOptions, open_session
+from runtime.sessions import Session, SessionOptions, open_session
 from runtime.task import Task as RuntimeTask
 from runtime.tasks import TASKS
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, runtime_failures
