@@ -374,6 +374,8 @@ def test_results_of_a_folder_are_counted_after_the_first_burst() -> None:
     # Two seconds of loading, then bursts of four every second.
     bursts = [2.0 + burst + 0.001 * i for burst in range(5) for i in range(4)]
     assert steady_rate(bursts) == pytest.approx(4.0, rel=0.01)
+    # One by one, the first after the loading.
+    assert steady_rate([2.0 + 0.25 * i for i in range(20)]) == pytest.approx(4.0)
     # All at once says nothing about a rate: the start of the process counts as well.
     assert steady_rate([3.0] * 10) == pytest.approx(10 / 3)
 

@@ -152,12 +152,13 @@ def steady_rate(arrived: list[float]) -> float:
     """Results per second once they flow, from their times of arrival.
 
     Results may come in bursts of a batch. So what counts is the time from the end of the first
-    burst to the last result, and the results in between. Where the first burst holds most of them,
-    the start of the process counts as well: a lower bound.
+    burst to the last result, and the results in between; a burst ends where the next result takes
+    more than half the mean distance. Where the first burst holds most of them, the start of the
+    process counts as well: a lower bound.
     """
     span = arrived[-1] - arrived[0]
     gaps = [two - one for one, two in pairwise(arrived)]
-    first = next((index for index, gap in enumerate(gaps) if gap > span / 50), len(gaps))
+    first = next((index for index, gap in enumerate(gaps) if gap > span / len(gaps) / 2), len(gaps))
     left = len(arrived) - 1 - first
     if 2 * left < len(arrived):
         return len(arrived) / arrived[-1]

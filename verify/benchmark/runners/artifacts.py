@@ -89,7 +89,8 @@ class ArtifactsRunner(Runner):
     def facts(self) -> dict[str, Any]:
         """Bytes of the artifacts' files."""
         sessions = [self._task.session(name) for name in self._task.manifest.components]
-        manifests = [session.manifest for session in sessions]
+        # One model may compute several components.
+        manifests = list({s.manifest.path: s.manifest for s in sessions}.values())
         return {
             "precision": manifests[0].precision,
             "disk_bytes": sum(
