@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs.load import shown
 from verify.report_page.checks import Way
-from verify.report_page.figures import decimal, is_number, task_name
+from verify.report_page.figures import decimal, is_number, percent, task_name
 from verify.report_page.samples import embedded
 from verify.report_page.sources import Sources
 
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 
 #: Worst cases shown per task and data set; the result file holds more.
 MOST_CASES = 6
+#: Cases shown where no answer differs.
+FEWEST_CASES = 3
 #: Bars of a divergence histogram; later positions share the last one.
 MOST_POSITIONS = 24
 
@@ -28,7 +30,6 @@ class Metric:
     """One metric of one subject: value and drop with their intervals, already in words."""
 
     value: str
-    interval: str
     drop: str
     drop_interval: str
 
@@ -112,7 +113,7 @@ class Evaluation:
     checkpoint: list[str]
     subjects: list[Subject]
     histograms: list[Histogram]
-    #: largest absolute drop on the plot, in the metrics' own unit
+    #: largest absolute drop on the plot, as a share of its metric's range
     scale: str
     worst: list[WorstCase]
 
@@ -156,9 +157,9 @@ def failed_gates(results: list[Evaluation]) -> list[str]:
 
 def _evaluation(path: Path, data: Json) -> Evaluation:
     metrics = list(data["metrics"])
-    names = [str(metric["name"]) for metric in metrics]
-    largest = max((abs(v) for s in data["subjects"] for v in _drops(s)), default=0.0) or 1.0
-    subjects = [_subject(item, names, largest) for item in data["subjects"]]
+    ranges = {str(metric["name"]): float(metric["range"]) for metric in metrics}
+    largest = max((abs(v) for s in data["subjects"] for v in _drops(s, ranges)), default=0.0) or 1.0
+    subjects = [_subject(item, ranges, largest) for item in data["subjects"]]
     data_set = data["data_set"]
     task = task_name(str(data["task"]))
     heading = f"{task}, {data_set['name']}"
@@ -169,31 +170,36 @@ def _evaluation(path: Path, data: Json) -> Evaluation:
         items=data["checkpoint"]["items"],
         description=f"{data_set['items']} items of {data_set['source']}",
         metric_titles=[str(metric["title"]) for metric in metrics],
-        checkpoint=[_with_interval(own.get(name) or {}) for name in names],
+        checkpoint=[
+            _value((own.get(name) or {}).get("value"), top) for name, top in ranges.items()
+        ],
         subjects=subjects,
         histograms=list(_histograms(data["subjects"])),
-        scale=decimal(largest),
+        scale=percent(largest),
         worst=_worst(path.parent, data["subjects"]),
     )
 
 
-def _drops(subject: Json) -> Iterator[float]:
-    for metric in subject["metrics"].values():
+def _drops(subject: Json, ranges: dict[str, float]) -> Iterator[float]:
+    """All drops and their bounds, as shares of their metrics' ranges."""
+    for name, metric in subject["metrics"].items():
         for key in ("drop", "drop_low", "drop_high"):
             if is_number(metric.get(key)):
-                yield metric[key]
+                yield metric[key] / ranges[name]
 
 
-def _subject(data: Json, names: list[str], largest: float) -> Subject:
-    metrics = [data["metrics"].get(name) or {} for name in names]
+def _subject(data: Json, ranges: dict[str, float], largest: float) -> Subject:
+    metrics = [(data["metrics"].get(name) or {}, top) for name, top in ranges.items()]
     agreement = data["agreement"]
     name = _name(data)
     return Subject(
         name=name,
         items=data["items"],
         agreement=f"{agreement['same']} / {agreement['compared']}",
-        metrics=[_metric(metric) for metric in metrics],
-        intervals=[_interval(i, metric, largest) for i, metric in enumerate(metrics)],
+        metrics=[_metric(metric, top) for metric, top in metrics],
+        intervals=[
+            _interval(index, metric, largest * top) for index, (metric, top) in enumerate(metrics)
+        ],
         gates=[_gate(gate) for gate in data.get("gates") or []],
         divergence=data.get("divergence"),
     )
@@ -203,24 +209,27 @@ def _name(data: Json) -> str:
     return Way(str(data["target"]), str(data["precision"]), str(data.get("mode") or "")).name
 
 
-def _metric(data: Json) -> Metric:
+def _metric(data: Json, top: float) -> Metric:
     low, high = data.get("drop_low"), data.get("drop_high")
+    interval = f"{_signed(low, top)} to {_signed(high, top)}" if is_number(low) else ""
     return Metric(
-        decimal(data.get("value"), 4),
-        f"{decimal(data.get('low'))} to {decimal(data.get('high'))}",
-        _signed(data.get("drop")),
-        f"{_signed(low)} to {_signed(high)}" if is_number(low) else "",
+        _value(data.get("value"), top),
+        _signed(data.get("drop"), top),
+        interval if low or high else "",
     )
 
 
-def _with_interval(data: Json) -> str:
-    return decimal(data.get("value"), 4)
+def _value(value: Any, top: float) -> str:
+    return percent(value) if top == 1 else decimal(value, 4)
 
 
-def _signed(value: Any) -> str:
+def _signed(value: Any, top: float) -> str:
     if not is_number(value):
         return "–"
-    return "0" if value == 0 else f"{value:+.2g}".replace("-", "−")
+    if value == 0:
+        return "0"
+    words = f"{100 * value:+.2g} %" if top == 1 else f"{value:+.2g}"
+    return words.replace("-", "−")
 
 
 def _interval(index: int, metric: Json, largest: float) -> Interval | None:
@@ -230,7 +239,7 @@ def _interval(index: int, metric: Json, largest: float) -> Interval | None:
     low, middle, high = (
         round(50 + 50 * (place if is_number(place) else places[1]) / largest, 2) for place in places
     )
-    return Interval(low, middle, high, f"drop {_signed(places[1])}", index)
+    return Interval(low, middle, high, f"drop {_signed(places[1], 0)}", index)
 
 
 def _gate(data: Json) -> Gate:
@@ -277,7 +286,9 @@ def _worst(folder: Path, subjects: list[Json]) -> list[WorstCase]:
             min(_score(case) for case, _ in cases),
         ),
     )
-    return [_case(folder, cases) for cases in order[:MOST_CASES]]
+    differing = sum(any(case["differs"] for case, _ in cases) for cases in order)
+    shown_now = min(MOST_CASES, max(differing, FEWEST_CASES))
+    return [_case(folder, cases) for cases in order[:shown_now]]
 
 
 def _score(case: Json) -> float:

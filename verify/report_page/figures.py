@@ -76,6 +76,8 @@ def times(value: float | None) -> str:
         return "–"
     if math.isinf(value):
         return "exact"
+    if value < 1:
+        return "none"
     if value > LARGEST_MARGIN:
         return f"> {LARGEST_MARGIN:,}×"
     return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×"
