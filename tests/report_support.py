@@ -267,3 +267,88 @@ class Pipeline:
             **more,
         }
         return write_json(folder / f"{name}.json", data)
+
+    def bisection(self, errors: list[float | None], **more: Any) -> Path:
+        """A result of ``make bisect``; None stands for an error that is not finite."""
+        bound = 1e-3
+        layers = [
+            {
+                "index": index,
+                "layer": f"layers.{index}",
+                "tensor": f"/layers.{index}/feed_forward/outer/Add_output_0",
+                "node": f"/layers.{index}/Add",
+                "operator": "Add",
+                "vendor_name": None,
+                "introduced": error,
+                "introduced_max": error,
+                "accumulated": error,
+                "exceeds": error is None or error > bound,
+            }
+            for index, error in enumerate(errors)
+        ]
+        wrong = [layer for layer in layers if layer["exceeds"]]
+        finding = {"stage": "target", "where": "text_decoder layers.1", "what": "drifts"}
+        part = {
+            "component": "text_decoder",
+            "net": "step",
+            "comparison": "onnxruntime_vs_target",
+            "method": "intermediate outputs",
+            "bound": bound,
+            "cases": ["scene 0"],
+            "faults": [{"where": "layers.1", "what": "a constant differs"}] if wrong else [],
+            "layers": layers,
+            "islands": {"onnx_nodes": [layer["node"] for layer in wrong]},
+            "plots": [],
+        }
+        data = {
+            "schema_version": 1,
+            "pipeline": "sample",
+            "task": "caption",
+            "target": "openvino",
+            "precision": "f16",
+            "mode": "exact",
+            "verdict": finding if wrong else None,
+            "findings": [finding] if wrong else [],
+            "components": [part],
+            "notes": ["a note"],
+            "tools": {},
+            **more,
+        }
+        return write_json(self.folder / "bisect" / "caption_openvino_f16_exact.json", data)
+
+    def benchmark(self, **more: Any) -> Path:
+        """A result of ``make bench``, reduced to what the page shows."""
+        summary = {"count": 5, "median": 1250.0, "low": 1200.0, "high": 1300.0}
+        workload = {"total_ms": summary, "disturbed": 1}
+        requirement = {"name": "fast, over torch", "relation": ">=", "threshold": 4.8, "unit": "x"}
+        task = {
+            "variants": {
+                "torch_f32": {"workloads": {"greedy": workload}, "peak_bytes": 1 << 30},
+                "fast": {
+                    "workloads": {
+                        "greedy": {**workload, "total_ms": {**summary, "median": 125.0}},
+                        "batch_16": workload,
+                    },
+                    "tokens_equal": [8, 8],
+                    "disk_bytes": 1 << 28,
+                },
+                "int8": {"not_measured": "OpenVINO artifacts have no precision int8"},
+            },
+            "acceptance": [
+                {**requirement, "measured": {**summary, "median": 10.0}, "met": True},
+                {**requirement, "measured": {**summary, "median": 1.0}, "met": False},
+                {**requirement, "measured": None, "met": None},
+            ],
+        }
+        machine = {"processor": "P", "cores": 2, "memory_bytes": 1 << 34, "system": "Linux"}
+        data = {
+            "schema_version": 1,
+            "pipeline": "sample",
+            "machine": machine,
+            "threads": 2,
+            "new_tokens": 16,
+            "quick": False,
+            "tasks": {"caption": task},
+            **more,
+        }
+        return write_json(self.folder / "benchmark.json", data)

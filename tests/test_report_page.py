@@ -33,7 +33,7 @@ def parsed(page: Path) -> html5lib.treebuilders.etree.Element:
 
 def text_of(page: Path) -> str:
     body = parsed(page).find("body")
-    return " ".join("".join(body.itertext()).split())
+    return " ".join(" ".join(body.itertext()).split())
 
 
 def check_self_contained(page: Path) -> None:
@@ -199,21 +199,62 @@ def test_lost_gate_of_an_evaluation_is_a_failure(whole: Pipeline) -> None:
     assert "agreement 0.9, at least 0.98" in text_of(whole.page)
 
 
+def test_error_per_layer_names_the_worst_and_unfolds_it(whole: Pipeline) -> None:
+    whole.bisection([1e-5, 2e-2, None, 0.0])
+    report(whole)
+    check_self_contained(whole.page)
+    text = text_of(whole.page)
+    assert "target: text_decoder layers.1: drifts" in text
+    assert "2 of 4 layers beyond 1.0e-3" in text
+    assert "layers.2/feed_forward/outer/Add Add not finite not finite beyond" in text
+    assert "Suggested float islands: /layers.1/Add, /layers.2/Add" in text
+    details = [e for e in parsed(whole.page).iter("details") if e.get("open") is not None]
+    assert len(details) == 1
+    bars = [e for e in parsed(whole.page).findall(".//{*}rect") if "exceeds" in e.get("class", "")]
+    assert len(bars) == 1 + 2  # one in the legend
+
+
+def test_many_layers_share_bars_without_hiding_the_worst(whole: Pipeline) -> None:
+    whole.bisection([1e-6] * 700 + [0.5] + [1e-6] * 299)
+    report(whole)
+    bars = [e for e in parsed(whole.page).findall(".//{*}rect") if "exceeds" in e.get("class", "")]
+    assert len(bars) == 2
+    assert "1 of 1000 layers beyond" in text_of(whole.page)
+
+
+def test_benchmark_shows_medians_and_requirements(whole: Pipeline) -> None:
+    whole.benchmark()
+    report(whole)
+    check_self_contained(whole.page)
+    text = text_of(whole.page)
+    for words in (
+        "torch f32 1,250 ms 1,200 to 1,300",
+        "fast 125 ms",
+        "int8 not measured: OpenVINO artifacts have no precision int8",
+        "fast, over torch >= 4.8 x 1 x (1,200 to 1,300) no",
+        "Other processes disturbed 3 of 15 samples",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", ["evaluation/vqa-scenes.json", "bisect/x.json", "benchmark.json"])
 @pytest.mark.parametrize(
     "content",
     [
         "",
-        "[]",
-        "{}",
-        '{"kind": "evaluation", "schema_version": 9}',
-        '{"kind": "evaluation", "schema_version": 1}',
+        '{"schema_version": 9}',
+        '{"schema_version": 1, "tasks": 3, "components": [7], "metrics": null}',
     ],
 )
-def test_damaged_results_of_other_commands_become_notices(whole: Pipeline, content: str) -> None:
-    (whole.folder / "evaluation" / "vqa-scenes.json").write_text(content)
-    report(whole)
+def test_damaged_results_of_other_commands_become_notices(
+    whole: Pipeline, name: str, content: str
+) -> None:
+    path = whole.folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    assert report(whole).state == "passed"
     check_self_contained(whole.page)
-    assert "vqa-scenes.json" in text_of(whole.page)
+    assert f"Not readable: {path}" in text_of(whole.page)
 
 
 def test_damaged_manifest_becomes_a_notice(whole: Pipeline) -> None:

@@ -109,7 +109,7 @@ class TaskArtifacts:
     def sizes(self) -> list[Bar]:
         """Size of every set of artifacts."""
         sizes = [(group.name, sum(a.size_bytes for a in group.artifacts)) for group in self.groups]
-        return _bars([(name, float(size), file_size(size)) for name, size in sizes])
+        return bars([(name, float(size), file_size(size)) for name, size in sizes])
 
     @property
     def estimates(self) -> list[Bar]:
@@ -123,7 +123,7 @@ class TaskArtifacts:
         ]
         nets = list(dict.fromkeys((component, net) for component, net, _, _ in found))
         found.sort(key=lambda item: nets.index((item[0], item[1])))
-        return _bars(
+        return bars(
             [
                 (
                     f"{component}{'' if net == 'main' else ', ' + component_name(net)}, {group}",
@@ -173,7 +173,8 @@ def tool_versions(sources: Sources) -> list[tuple[str, str]]:
     return [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
 
 
-def _bars(values: list[tuple[str, float, str]]) -> list[Bar]:
+def bars(values: list[tuple[str, float, str]]) -> list[Bar]:
+    """Bars of (name, value, value in words)."""
     longest = max((value for _, value, _ in values), default=0.0) or 1.0
     return [Bar(name, words, round(100 * value / longest, 2)) for name, value, words in values]
 

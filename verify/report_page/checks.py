@@ -201,6 +201,7 @@ def _used(metrics: Json, tolerance: Json) -> float | None:
         (_gap(metrics.get("cosine")), _gap(tolerance.get("min_cosine"))),
         (metrics.get("max_probability_error"), tolerance.get("max_probability_error")),
         (metrics.get("max_similarity_error"), tolerance.get("max_similarity_error")),
+        (metrics.get("introduced_error"), tolerance.get("max_introduced_error")),
     ]
     shares = [
         measured / allowed

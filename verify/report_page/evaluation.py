@@ -275,10 +275,11 @@ def _histograms(subjects: list[Json]) -> Iterator[Histogram]:
 
 def _worst(folder: Path, subjects: list[Json]) -> list[WorstCase]:
     """The worst cases of all subjects, one entry per item; items on which answers differ first."""
-    found: dict[str, list[tuple[Json, str]]] = {}
+    found: dict[tuple[str, str], list[tuple[Json, str]]] = {}
     for subject in subjects:
         for case in subject.get("worst") or []:
-            found.setdefault(str(case["item"]), []).append((case, _name(subject)))
+            asked = (str(case["item"]), str(case.get("text") or ""))
+            found.setdefault(asked, []).append((case, _name(subject)))
     order = sorted(
         found.values(),
         key=lambda cases: (

@@ -14,6 +14,7 @@ LARGEST_MARGIN = 10_000
 COMPONENT_NAMES = {
     "tokens": "whole answers",
     "scores": "match decisions and scores",
+    "stage": "stages around the graphs",
 }
 
 
@@ -48,8 +49,10 @@ def percent(value: Any) -> str:
 
 
 def decimal(value: Any, digits: int = 3) -> str:
-    """Three significant digits."""
-    return f"{value:.{digits}g}" if is_number(value) else "–"
+    """Three significant digits, never with an exponent for large values."""
+    if not is_number(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def file_size(size_bytes: Any) -> str:

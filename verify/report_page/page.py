@@ -15,10 +15,12 @@ from configs.load import load_target
 from configs.manifest import file_sha256, key_of
 from configs.schema import PipelineConfig
 from verify.report_page import figures
+from verify.report_page.benchmark import benchmarks
 from verify.report_page.built import artifacts, tool_versions
 from verify.report_page.checks import error_axis, rows
 from verify.report_page.checks import figures as check_figures
 from verify.report_page.evaluation import evaluations, failed_gates
+from verify.report_page.layers import bisections
 from verify.report_page.overview import overview
 from verify.report_page.samples import samples
 from verify.report_page.sources import Sources, read_sources
@@ -82,7 +84,8 @@ def render(sources: Sources, key: str = "0" * 64) -> str:
         target=figures.target_name,
     )
     every = rows(sources.checks)
-    results = evaluations(sources)
+    # These add what they could not read to the sources' notices, so the overview comes after them.
+    results, layers, measured = evaluations(sources), bisections(sources), benchmarks(sources)
     return environment.get_template("page.html").render(
         key=key,
         sources=sources,
@@ -93,6 +96,8 @@ def render(sources: Sources, key: str = "0" * 64) -> str:
         check_figures=check_figures,
         samples=samples(every),
         evaluations=results,
+        bisections=layers,
+        benchmarks=measured,
         artifacts=artifacts(sources, every),
         tools=tool_versions(sources),
         configuration=_resolved(sources.pipeline),

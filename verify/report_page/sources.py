@@ -18,8 +18,12 @@ from verify.results import Check
 
 Json = dict[str, Any]
 
-#: Results of other commands, by the kind they name themselves: where they lie below the root.
-RESULTS = {"evaluation": "evaluation/*.json"}
+#: Results of other commands, by kind: where they lie below the root.
+RESULTS = {
+    "evaluation": "evaluation/*.json",
+    "bisect": "bisect/*.json",
+    "benchmark": "benchmark.json",
+}
 
 
 @dataclass
@@ -112,7 +116,7 @@ def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
 def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str]) -> None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("kind") != kind:
+        if not isinstance(data, dict) or data.get("kind", kind) != kind:
             raise ValueError(f"not a result of kind {kind!r}")
         if data.get("schema_version") != 1:
             raise ValueError(f"schema_version {data.get('schema_version')} is not 1")
