@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -157,15 +155,30 @@ def test_a_second_target_leaves_the_first_in_the_result_and_the_checkpoint_alone
     assert [subject["mode"] for subject in written["subjects"]] == ["fast", "exact"]
 
 
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
 def test_a_killed_run_goes_on(folder: Path) -> None:
     """Killed once answers are stored: what was stored is kept, the rest is the same as ever."""
     config = write_config(folder, items=200)
     process = subprocess.Popen(
-        [sys.executable, "-m", "verify", "evaluate", "--config", str(config), "--task", "caption"],
+        [
+            sys.executable,
+            "-m",
+            "verify",
+            "evaluate",
+            "--config",
+            str(config),
+            "--task",
+            "caption",
+            "--workers",
+            "2",
+        ],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
 
     def lines() -> int:
@@ -175,8 +188,14 @@ def test_a_killed_run_goes_on(folder: Path) -> None:
     stop = time.monotonic() + 300
     while lines() < 100 and process.poll() is None and time.monotonic() < stop:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = children(process.pid)
+    process.kill()
     process.wait()
+    assert workers
+    stop = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers):
+        assert time.monotonic() < stop, "workers outlive a killed run"
+        time.sleep(0.1)
     (path,) = stores(folder, "caption-scenes-openvino*")
     kept = path.read_bytes()
     assert len(kept.splitlines()) >= 100

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from types import TracebackType
 
 from configs.errors import ToolError
@@ -114,14 +115,23 @@ class Workers:
         if self._pool is None:
             # Not forked: backends and torch have threads.
             self._pool = ProcessPoolExecutor(
-                self.count, mp_context=get_context("spawn"), initializer=_ignore_interrupt
+                self.count, mp_context=get_context("spawn"), initializer=_start_worker
             )
         return self._pool
 
 
-def _ignore_interrupt() -> None:
+def _start_worker() -> None:
     # The parent decides: it stops handing out jobs and shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that is killed cannot shut its pool down; its workers would wait for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 #: The subject that this process has open.
