@@ -17,6 +17,7 @@ from verify.benchmark.acceptance import judge
 from verify.benchmark.campaign import Campaign
 from verify.benchmark.command import chosen_variants
 from verify.benchmark.command_line import steady_rate
+from verify.benchmark.endurance import conclude
 from verify.benchmark.floor import caption_work
 from verify.benchmark.machine import describe
 from verify.benchmark.plans import plan
@@ -378,6 +379,18 @@ def test_results_of_a_folder_are_counted_after_the_first_burst() -> None:
     assert steady_rate([2.0 + 0.25 * i for i in range(20)]) == pytest.approx(4.0)
     # All at once says nothing about a rate: the start of the process counts as well.
     assert steady_rate([3.0] * 10) == pytest.approx(10 / 3)
+
+
+def test_growth_over_many_images_is_counted_after_the_start() -> None:
+    costs = [(100 * i, 10.0 if i < 5 else 10.0 + 0.1 * i) for i in range(1, 11)]
+    # Half a gigabyte of caches at first, then 2 MiB per hundred images: a leak.
+    resident = [
+        (100 * i, (500 << 20) + (2 << 20) * (i - 2) if i > 1 else 1 << 20) for i in range(1, 11)
+    ]
+    found = conclude(1000, costs, resident)
+    assert found.cost_growth == pytest.approx(0.1)
+    assert found.resident_bytes == 500 << 20
+    assert found.resident_growth == pytest.approx(16 / 500)
 
 
 def test_variants_are_checked_before_any_work() -> None:

@@ -37,6 +37,10 @@ def bench(
         bool,
         typer.Option(help="Also measure process start and a folder of images."),
     ] = True,
+    endurance: Annotated[
+        int | None,
+        typer.Option(min=100, help="Also caption this many images in a row: does memory grow?"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of benchmark.json and .svg (default: beside the artifacts)."),
@@ -70,6 +74,7 @@ def bench(
             fresh=fresh,
             command_line=command_line,
             out=folder,
+            endurance=endurance,
         ),
     )
     output.print(markdown(result), markup=False, soft_wrap=True)

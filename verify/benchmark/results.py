@@ -67,6 +67,21 @@ class Folder(Strict):
     share: Summary
 
 
+class Endurance(Strict):
+    """Thousands of images through one process."""
+
+    images: int
+    #: median ms per image in the second tenth of the run, and in the last
+    early_ms: float
+    late_ms: float
+    #: how much dearer the last are, as a share
+    cost_growth: float
+    #: after the first tenth
+    resident_bytes: int
+    #: growth from there to the end, as a share
+    resident_growth: float
+
+
 class Acceptance(Strict):
     """One line of what must be reached."""
 
@@ -97,6 +112,7 @@ class TaskResult(Strict):
     floor_share: dict[str, Summary]
     starts: dict[str, Start] = {}
     folders: dict[str, Folder] = {}
+    endurance: dict[str, Endurance] = {}
     acceptance: tuple[Acceptance, ...] = ()
     samples: tuple[Sample, ...] = ()
 

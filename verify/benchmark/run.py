@@ -16,6 +16,7 @@ from verify.benchmark import analysis
 from verify.benchmark.acceptance import judge
 from verify.benchmark.campaign import LEAST_SAMPLE_S, Campaign
 from verify.benchmark.command_line import CommandLine, folder_share, photos, starts
+from verify.benchmark.endurance import endure
 from verify.benchmark.floor import caption_work, checkpoint_configuration
 from verify.benchmark.machine import Machine, describe, free_memory_bytes
 from verify.benchmark.plans import plan
@@ -25,6 +26,7 @@ from verify.benchmark.progress import Progress
 from verify.benchmark.results import (
     RESULT_FILE,
     Benchmark,
+    Endurance,
     Folder,
     Start,
     TaskResult,
@@ -66,6 +68,8 @@ class BenchOptions:
     command_line: bool
     #: folder of the results
     out: Path
+    #: images in a row, or None
+    endurance: int | None = None
 
 
 def run_benchmark(pipeline: PipelineConfig, options: BenchOptions) -> Benchmark:
@@ -183,8 +187,11 @@ def _task(
             found_starts, found_folders = _command_line(
                 layout, options, task, work, workers, campaign, progress
             )
+        endured = _endure(options, task, workers, campaign, progress)
     result = _conclude(pipeline, options, task, campaign, facts)
-    result = result.model_copy(update={"starts": found_starts, "folders": found_folders})
+    result = result.model_copy(
+        update={"starts": found_starts, "folders": found_folders, "endurance": endured}
+    )
     store.path.unlink(missing_ok=True)
     if not full_size(manifest):
         return result
@@ -238,6 +245,30 @@ def _command_line(
     for mode, reason in failures.items():
         progress.say(f"bench: {mode}: {reason}")
     return found, folders
+
+
+def _endure(
+    options: BenchOptions,
+    task: Task,
+    workers: dict[str, Worker],
+    campaign: Campaign,
+    progress: Progress,
+) -> dict[str, Endurance]:
+    mode = "fast"
+    images = options.endurance
+    if images is None or task != "caption" or mode not in workers or mode in campaign.failures:
+        return {}
+    try:
+        return {
+            mode: endure(
+                workers[mode],
+                images,
+                lambda done, left: progress.report(f"{mode}, image {done} of {images}", left),
+            )
+        }
+    except WorkerError as error:
+        progress.say(f"bench: {mode}: {error}")
+        return {}
 
 
 def _conclude(

@@ -159,7 +159,7 @@ def _limits(found: TaskResult) -> list[str]:
 
 
 def _command_line(found: TaskResult) -> list[str]:
-    if not found.starts and not found.folders:
+    if not found.starts and not found.folders and not found.endurance:
         return []
     lines = [_row(["command line", "measured"]), _rule(2)]
     for mode, start in found.starts.items():
@@ -172,6 +172,12 @@ def _command_line(found: TaskResult) -> list[str]:
             f"{folder.inference_images_per_s:.2f}"
         )
         lines.append(_row([f"`{mode}`, folder of {folder.images} photos", figure]))
+    for mode, endured in found.endurance.items():
+        figure = (
+            f"cost per image {100 * endured.cost_growth:+.1f} %, "
+            f"resident memory {100 * endured.resident_growth:+.2f} %"
+        )
+        lines.append(_row([f"`{mode}`, growth over {endured.images} images", figure]))
     return lines
 
 
