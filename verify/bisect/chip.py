@@ -1,16 +1,45 @@
-"""Every layer of a chip's net, from the vendor's own tools."""
+"""Every layer of a chip's net: TPU-MLIR's dumps of the quantised graph that was compiled.
+
+The build's own commands are repeated in a temporary folder, which brings back the quantised graph
+that a build does not keep. ``model_runner.py --dump_all_tensors`` then runs it operator by operator
+in the chip's number formats. The BModel itself answers on the chip simulator: where it differs from
+its own quantised graph, the fault lies behind the compiler's graph, or the BModel is another one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from configs.command import Selection
 from configs.errors import ToolError
+from configs.layout import Layout
+from configs.load import shown
+from configs.manifest import ComponentManifest as BuildManifest
+from configs.manifest import read_manifest
 from configs.schema import Component
-from verify.artifacts import TargetArtifacts, TaskArtifacts
+from runtime.manifests import ComponentManifest
+from runtime.nets import Net
+from runtime.sessions import Session
+from verify.artifacts import TargetArtifacts, TaskArtifacts, runtime_failures
+from verify.bisect.vendor import run_tool
 from verify.inputs import Sample
 from verify.tracing.checks import Layers
+from verify.tracing.graph import Array, Arrays, ExportedGraph
+from verify.tracing.introduced import LayerErrors, difference
+
+#: Calls per net: a first and a last one.
+MOST_CALLS = 2
+#: A BModel this far from its own quantised graph is not the one that the commands compile.
+OWN_GRAPH = 1e-2
+_TRANSFORM, _DEPLOY, _RUNNER = "model_transform.py", "model_deploy.py", "model_runner.py"
+#: The vendor calls a tensor ``<exported name>_<operator>``.
+_VENDOR_NAME = re.compile(r"^(?P<tensor>.+)_(?P<operator>[A-Za-z0-9]+)$")
 
 
 @dataclass(frozen=True)
@@ -28,7 +57,148 @@ def chip_layers(
     artifacts: TargetArtifacts,
     component: Component,
     samples: Sequence[Sample],
-) -> list[ChipLayers]:
-    """Not there yet."""
-    del selection, task, component, samples
-    raise ToolError(f"{artifacts.name}: layers of chips cannot be looked at yet")
+    session: Session,
+) -> Iterator[ChipLayers]:
+    """Each net of a component; ``session`` is the BModel on the simulator.
+
+    Raises:
+        ToolError: the vendor's tools failed, or what the build left is gone.
+    """
+    manifest = artifacts.components[component]
+    built = read_manifest(BuildManifest, manifest.path)
+    work = Layout(selection.pipeline).work
+    commands = {
+        name: [argv for argv in built.commands if argv[0] == name] for name in (_TRANSFORM, _DEPLOY)
+    }
+    for number, net in enumerate(manifest.nets):
+        mine = [sample for sample in samples if sample.net == net.name]
+        calls = mine[:1] + mine[1:][-(MOST_CALLS - 1) :]
+        if not calls or number >= len(commands[_DEPLOY]):
+            continue
+        with TemporaryDirectory(prefix="bisect-") as folder:
+            yield _net(
+                Path(folder),
+                work,
+                manifest,
+                net,
+                commands[_TRANSFORM][number],
+                commands[_DEPLOY][number],
+                calls,
+                session,
+                rebuild=f"make bmodel TARGET={artifacts.name} TASK={task.task} FORCE=1",
+            )
+
+
+def _net(
+    folder: Path,
+    work: Path,
+    manifest: ComponentManifest,
+    net: Net,
+    transform: tuple[str, ...],
+    deploy: tuple[str, ...],
+    calls: Sequence[Sample],
+    session: Session,
+    *,
+    rebuild: str,
+) -> ChipLayers:
+    graph = ExportedGraph(_prepared(work, transform, rebuild))
+    arguments = list(transform)
+    arguments[arguments.index("--model_def") + 1] = str(graph.path)
+    run_tool(arguments, folder)
+    run_tool([*deploy, "--debug"], folder)
+    quantised = sorted(folder.glob("*_tpu.mlir"))
+    if not quantised:
+        raise ToolError(f"{_DEPLOY}: left no quantised graph for {net.name}")
+    errors = LayerErrors(graph)
+    faults: list[tuple[str, str]] = []
+    names: dict[str, str] = {}
+    for sample in calls:
+        dumped = _dump(folder, quantised[0], manifest, net, sample.feeds)
+        tensors, vendor = on_graph(dumped, graph)
+        names |= vendor
+        errors.vendor_names = names
+        feeds = {**sample.feeds, **_inputs(manifest, net, sample.feeds)}
+        errors.add(feeds, tensors)
+        with runtime_failures():
+            answered = session.run(sample.feeds, net=net.name)
+        faults += _against_own_graph(net, dumped, answered, sample)
+    listed = tuple(dict.fromkeys(faults))
+    layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))
+    return ChipLayers(net.name, layers, f"{_RUNNER} --dump_all_tensors {quantised[0].name}")
+
+
+def _prepared(work: Path, transform: Sequence[str], rebuild: str) -> Path:
+    """The graph with fixed shapes that the vendor's compiler was given."""
+    given = Path(transform[list(transform).index("--model_def") + 1])
+    path = work / given.parent.name / given.name
+    if not path.is_file():
+        raise ToolError(f"{shown(path)}: no longer there; run: {rebuild}")
+    return path
+
+
+def _inputs(manifest: ComponentManifest, net: Net, feeds: Arrays) -> dict[str, Array]:
+    """A call's arrays as the compiled graph takes them: ids of 32 bits, embeddings looked up."""
+    tables = {lookup.input: lookup for lookup in net.host_lookups}
+    found: dict[str, Array] = {}
+    for spec in net.inputs:
+        if spec.name in tables and spec.name not in feeds:
+            lookup = tables[spec.name]
+            table = np.load(manifest.folder / lookup.table, allow_pickle=False)
+            found[spec.name] = table[np.asarray(feeds[lookup.indices])].astype(np.float32)
+        else:
+            found[spec.name] = np.ascontiguousarray(feeds[spec.name])
+    return found
+
+
+def _dump(
+    folder: Path, quantised: Path, manifest: ComponentManifest, net: Net, feeds: Arrays
+) -> dict[str, Array]:
+    given, result = folder / "inputs.npz", folder / "tensors.npz"
+    arrays = {
+        name: array.astype(np.int32 if array.dtype.kind == "i" else np.float32)
+        for name, array in _inputs(manifest, net, feeds).items()
+    }
+    np.savez(given, **arrays)  # type: ignore[arg-type]
+    result.unlink(missing_ok=True)
+    run_tool(
+        [
+            _RUNNER,
+            *("--input", given.name),
+            *("--model", quantised.name),
+            "--dump_all_tensors",
+            *("--output", result.name),
+        ],
+        folder,
+    )
+    with np.load(result, allow_pickle=False) as tensors:
+        return {name: tensors[name].astype(np.float32) for name in tensors.files}
+
+
+def on_graph(dumped: Arrays, graph: ExportedGraph) -> tuple[dict[str, Array], dict[str, str]]:
+    """Dumped tensors under the exported names, and the vendor's name of each."""
+    tensors: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    for vendor, array in dumped.items():
+        match = _VENDOR_NAME.match(vendor)
+        name = match["tensor"] if match else vendor
+        if name in graph.sites and name not in tensors:
+            tensors[name], names[name] = array, vendor
+    return tensors, names
+
+
+def _against_own_graph(
+    net: Net, dumped: Arrays, answered: Arrays, sample: Sample
+) -> Iterator[tuple[str, str]]:
+    for spec in net.outputs:
+        quantised = dumped.get(spec.artifact_name)
+        if quantised is None:
+            continue
+        found = answered[spec.name]
+        quantised = quantised.reshape(found.shape)
+        rows = sample.rows_of(spec.name)
+        if rows is not None:
+            found, quantised = found[:, rows], quantised[:, rows]
+        off = difference(quantised, found)[0]
+        if not off <= OWN_GRAPH:
+            what = f"{spec.name} is {off:.1e} off the graph that its own commands compile"
+            yield f"BModel ({net.name})", what

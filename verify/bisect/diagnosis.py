@@ -226,7 +226,8 @@ def _chip(
     samples = bench.samples(artifacts, component)
     bound = _bound(artifacts, component, "")
     parts = []
-    for traced in chip_layers(selection, result.task, artifacts, component, samples):
+    session = bench.session(artifacts, component)
+    for traced in chip_layers(selection, result.task, artifacts, component, samples, session):
         found = islands(traced.layers.errors, bound)
         parts.append(
             ComponentDiagnosis(

@@ -1,0 +1,176 @@
+"""Artifacts with one planted defect each: realistic, re-sealed, wrong in their numbers only.
+
+``python -m tests.planted_faults`` (from the repository root) plants every one of them in turn into
+a copy of the reference artifacts, verifies, bisects, and prints the table of what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from configs.command import select
+from configs.errors import BlipEdgeError
+from configs.schema import Task
+from tests.fault_graphs import GRAPH_FAULTS
+from tests.fault_irs import IR_FAULTS
+from tests.fault_settings import RUNTIME_FAULTS, SETTING_FAULTS
+from verify.artifacts import find_artifacts
+from verify.bisect.diagnosis import diagnose
+from verify.pipeline import verify
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Copied with a task: not chips' files, logs or stored results.
+_LEFT_OUT = shutil.ignore_patterns("BM*", ".*.lock", "verify*", "work", "logs", "bisect")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One defect.
+
+    ``plant`` changes the task folder, ``active`` is entered while the artifacts are used (defects
+    of the runtime). ``named`` must be found in the bisection's verdict.
+    """
+
+    name: str
+    task: Task
+    target: str
+    named: str
+    plant: Callable[[Path], None] = lambda _: None
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    component: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What verification and bisection said about a fault."""
+
+    fault: Fault
+    flagged: bool
+    by: str
+    verdict: str
+    seconds: float
+
+    @property
+    def named(self) -> bool:
+        """Whether the verdict names the right layer or stage."""
+        return re.search(self.fault.named, self.verdict) is not None
+
+
+def all_faults() -> list[Fault]:
+    """Every fault, graphs first."""
+    found = [Fault(target="onnx", **fault) for fault in GRAPH_FAULTS]
+    found += [Fault(target="openvino", **fault) for fault in IR_FAULTS]
+    found += [Fault(target="onnx", **fault) for fault in SETTING_FAULTS]
+    found += [Fault(target="onnx", **fault) for fault in RUNTIME_FAULTS]
+    return found
+
+
+def private_copy(reference: Path, root: Path, task: Task) -> Path:
+    """One task's artifacts below ``root`` and a pipeline file with few cases; returns the file."""
+    shutil.copytree(reference / task, root / "reference" / task, ignore=_LEFT_OUT)
+    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
+    data["artifacts"] = str(root)
+    data["tasks"] = {task: data["tasks"][task]}
+    data["targets"] = {"openvino": {"precisions": ["f16"]}}
+    data["verify"] = {
+        "seed": 0,
+        "component_scenes": 2,
+        "tokens": {name: {"scenes": 6, "minimum_exact": 1.0} for name in ("onnx", "openvino")},
+    }
+    path = root / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def examine(config: Path, fault: Fault, *, hinted: bool) -> tuple[bool, str, str]:
+    """(flagged, by which checks, bisection's verdict) of the artifacts that ``config`` names.
+
+    ``hinted`` looks at the fault's component only, which is quicker.
+    """
+    component = fault.component if hinted else None
+    selection = select(config, component=component, target="openvino")
+    if fault.target == "onnx":
+        selection = replace(selection, targets=())
+    with fault.active():
+        try:
+            result = verify(selection, config)
+            failed = [check for check in result.checks if not check.passed]
+            flagged = bool(failed)
+            by = ", ".join(
+                dict.fromkeys(
+                    " ".join(p for p in (c.subject.stage, c.subject.variant) if p) for c in failed
+                )
+            )
+        except BlipEdgeError as error:
+            flagged, by = True, type(error).__name__
+        try:
+            (task,) = find_artifacts(selection)
+            artifacts = task.onnx if fault.target == "onnx" else task.targets[0]
+            verdict = str(diagnose(selection, task, artifacts, "exact").verdict or "nothing found")
+        except BlipEdgeError as error:
+            verdict = f"error: {error}"
+    return flagged, by, verdict
+
+
+def run(reference: Path, fault: Fault, *, hinted: bool = False) -> Outcome:
+    """Plants one fault into a private copy and examines it."""
+    started = time.perf_counter()
+    with TemporaryDirectory(prefix="planted-") as folder:
+        config = private_copy(reference, Path(folder), fault.task)
+        fault.plant(Path(folder) / "reference" / fault.task)
+        flagged, by, verdict = examine(config, fault, hinted=hinted)
+    return Outcome(fault, flagged, by, verdict, time.perf_counter() - started)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from configs.console import messages
+
+    before = messages.quiet
+    messages.quiet = True
+    try:
+        yield
+    finally:
+        messages.quiet = before
+
+
+def main() -> int:
+    """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
+    arguments = [word for word in sys.argv[1:] if "/" not in word]
+    part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
+    every = all_faults()[part - 1 :: parts]
+    faults = [f for f in every if not arguments or any(w in f.name for w in arguments)]
+    outcomes = []
+    for fault in faults:
+        with _quiet():
+            outcome = run(ROOT / "models" / "artifacts" / "reference", fault)
+        outcomes.append(outcome)
+        marks = (
+            "flagged" if outcome.flagged else "MISSED",
+            "named" if outcome.named else "UNNAMED",
+        )
+        print(
+            f"{fault.name:44} {fault.task:8} {marks[0]:8} {marks[1]:8} {outcome.seconds:5.1f} s  "
+            f"{outcome.verdict[:150]}  [{outcome.by[:120]}]",
+            flush=True,
+        )
+    flagged = sum(outcome.flagged for outcome in outcomes)
+    named = sum(outcome.named for outcome in outcomes)
+    print(json.dumps({"faults": len(outcomes), "flagged": flagged, "named": named}))
+    return 0 if flagged == len(outcomes) and named >= 0.9 * len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
