@@ -12,6 +12,7 @@ from pathlib import Path
 from compile.backend import Backend, Job, Source, read_source
 from compile.bmodel import SophonBackend
 from compile.openvino_ir import OpenVinoBackend
+from compile.task_file import TaskFile
 from compile.vendor_process import MemoryBudget, VendorTools
 from configs.build import Built, build_component, discard
 from configs.command import Selection
@@ -39,6 +40,18 @@ def jobs(selection: Selection) -> list[Job]:
     return found
 
 
+def task_files(selected: Iterable[Job]) -> list[TaskFile]:
+    """Combined files that the selected artifacts go into, each once."""
+    named = {
+        (job.task, job.target.name, job.precision): TaskFile(
+            job.layout, job.task, job.target, job.precision
+        )
+        for job in selected
+        if job.target.backend == "sophon" and job.target.combine_nets
+    }
+    return list(named.values())
+
+
 def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend]:
     """One object per backend name in ``configs/targets``."""
     return {"openvino": OpenVinoBackend(), "sophon": SophonBackend(budget, tools)}
@@ -48,6 +61,7 @@ def show_plan(selected: Iterable[Job]) -> None:
     """Prints every command of a build on standard output; runs nothing and writes nothing."""
     offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
     seen: set[str] = set()
+    selected = list(selected)
     for job in selected:
         exported = job.layout.onnx(job.task, job.component).manifest.is_file()
         source = read_source(job.layout, job.task, job.component) if exported else None
@@ -57,6 +71,9 @@ def show_plan(selected: Iterable[Job]) -> None:
             if line not in seen:
                 output.print(line, markup=False, soft_wrap=True)
             seen.add(line)
+    for one in task_files(selected):
+        output.print(f"# {one.name}", markup=False, soft_wrap=True)
+        output.print(one.plan(), markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,10 @@ def run(selected: list[Job], *, force: bool = False) -> None:
             tools.stop()
             raise
     built = [future.result() for future in futures]
+    for one in task_files(selected):
+        if one.build(tools, force=force):
+            size = one.location.file(".bmodel").stat().st_size
+            messages.print(f"built {one.name}: {size / 1e6:.1f} MB")
     reused = sum(one.reused for one in built)
     seconds = time.perf_counter() - started
     messages.print(f"compile: {len(built) - reused} built, {reused} unchanged, {seconds:.1f} s")

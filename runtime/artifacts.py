@@ -8,6 +8,7 @@ from typing import Dict, List, Optional, Union
 
 from runtime.devices import HOST_TARGETS, SIMULATOR, check_device
 from runtime.errors import ArtifactError
+from runtime.file_pool import FilePool
 from runtime.manifests import (
     TASK_MANIFEST,
     ComponentManifest,
@@ -16,6 +17,7 @@ from runtime.manifests import (
     read_task_manifest,
 )
 from runtime.sessions import Session, SessionOptions, open_session
+from runtime.task_file import in_one_file
 
 #: Which precision to take when a target has several and none is named: integers only when asked.
 _PRECISION_ORDER = ("f16", "bf16", "f32", "w8f16", "w8bf16", "int8", "w4f16", "w4bf16", "int4")
@@ -66,8 +68,10 @@ class Artifacts:
         if target not in HOST_TARGETS and options.device is None:
             options = options.with_device("0" if board_available() else SIMULATOR)
         sessions: Dict[str, Session] = {}
-        for item in chosen:
+        pool = FilePool()
+        for item in in_one_file(chosen) if target not in HOST_TARGETS else chosen:
             session = open_session(item, options)
+            session.share(pool)
             # One model may compute several components.
             sessions.update(dict.fromkeys((item.component, *item.includes), session))
         return cls(manifest, sessions, target, chosen[0].precision)

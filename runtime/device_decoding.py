@@ -19,12 +19,20 @@ from runtime.decoding import checked_logits as checked
 from runtime.errors import ArtifactError
 from runtime.manifests import Dimensions, Net
 from runtime.sail_session import SailSession
+from runtime.sessions import widened
 
 
 class DeviceCrossStates:
     """Cross keys and values of contexts, each a set of tensors in device memory."""
 
-    def __init__(self, tensors: List[Dict[str, Any]], mask: Optional[np.ndarray] = None) -> None:
+    def __init__(
+        self,
+        session: SailSession,
+        tensors: List[Dict[str, Any]],
+        mask: Optional[np.ndarray] = None,
+    ) -> None:
+        self._session = session
+        self._fitted = False
         self.tensors = tensors
         #: 1 for real encoder tokens ``[contexts, encoder tokens]``, or None
         self.mask = mask
@@ -41,7 +49,24 @@ class DeviceCrossStates:
             )
             for row in range(len(encoder_hidden_states))
         ]
-        return cls(tensors, mask)
+        return cls(session, tensors, mask)
+
+    def fit(self, session: SailSession, net: Net) -> None:
+        """Gives every tensor the dtype that a decoder takes, through the host where it differs.
+
+        Components of one set may be built differently, e.g. INT8 with float32 borders.
+        """
+        if self._fitted:
+            return
+        self._fitted = True
+        for spec in self._session.net(None).outputs:
+            taken = net.input(spec.name)
+            if taken is None or taken.dtype == spec.dtype:
+                continue
+            for tensors in self.tensors:
+                array = widened(self._session.read(tensors[spec.name], spec))
+                tensors[spec.name] = session.new_tensor(net, taken)
+                session.write(tensors[spec.name], array, taken)
 
 
 class _Row:
@@ -62,6 +87,7 @@ class DeviceRun(DecoderRun):
         self._session = session
         self._cross = cross
         self._step = session.net("step")
+        cross.fit(session, self._step)
         self._first = session.nets.get("first_pass", self._step)
         self._slots = fixed_axis(self._step, "past.0.key", 1)
         self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)

@@ -7,6 +7,7 @@ in device memory, in exactly the dtypes that the net declares: half precision as
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
@@ -45,8 +46,9 @@ class SailSession(Session):
         for net in self.manifest.nets:
             path = self.manifest.folder / net.file
             if net.file not in self._engines:
+                mode = sail.IOMode.DEVIO
                 try:
-                    engine = sail.Engine(str(path), device, sail.IOMode.DEVIO)
+                    engine = self._pool.take(path, partial(sail.Engine, str(path), device, mode))
                 except Exception as error:
                     raise self._failed(f"cannot load {path} on device {device}", error) from None
                 self._engines[net.file] = engine
@@ -180,7 +182,14 @@ class SailSession(Session):
             return self._buffers[net.name]
 
     def _unload(self) -> None:
+        for file in self._engines:
+            # sail frees an engine when nothing refers to it any more.
+            self._pool.give_back(self.manifest.folder / file, _forget)
         self._buffers, self._engines = {}, {}
+
+
+def _forget(_engine: Any) -> None:
+    pass
 
 
 def bits(array: np.ndarray) -> np.ndarray:

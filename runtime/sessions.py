@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.devices import SIMULATOR
 from runtime.errors import ArtifactError, BackendError, InputError
+from runtime.file_pool import FilePool
 from runtime.manifests import ComponentManifest, HostLookup, Net, TensorSpec
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -70,6 +71,7 @@ class Session(ABC):
         self._lock = threading.RLock()
         self._loaded = False
         self._tables: ArrayDict = {}
+        self._pool = FilePool()
         #: time spent inside the backend in seconds; what a call takes beyond it is our own overhead
         self.backend_seconds = 0.0
 
@@ -95,6 +97,14 @@ class Session(ABC):
                 raise ArtifactError(f"{self.manifest.path}: nets: name one of {known}")
             return self.manifest.nets[0]
         return self.nets[name] if name in self.nets else self.manifest.net(name)
+
+    def share(self, pool: FilePool) -> None:
+        """Opens model files through a pool of several sessions; call it before anything else.
+
+        Sessions on one file get one lock, so that their calls run one after the other.
+        """
+        self._pool = pool
+        self._lock = pool.lock(self.manifest.folder / self.manifest.nets[0].file)
 
     def load(self) -> None:
         """Checks the files against the manifest and loads them; does nothing the second time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Dict, List, Union
 
 import numpy as np
@@ -21,7 +22,7 @@ class SimulatedSession(Session):
         for net in self.manifest.nets:
             if net.file not in self._files:
                 path = self.manifest.folder / net.file
-                self._files[net.file] = SimulatorSession(path, chip)
+                self._files[net.file] = self._pool.take(path, partial(SimulatorSession, path, chip))
 
     def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
         feeds: Dict[Union[str, int], np.ndarray] = {
@@ -38,6 +39,6 @@ class SimulatedSession(Session):
         return [outputs[spec.artifact_name] for spec in net.outputs]
 
     def _unload(self) -> None:
-        for session in self._files.values():
-            session.close()
+        for file in self._files:
+            self._pool.give_back(self.manifest.folder / file, SimulatorSession.close)
         self._files = {}
