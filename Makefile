@@ -16,7 +16,7 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate report bench bisect test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help: ## list the targets
@@ -58,6 +58,13 @@ compile: export $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
 
 verify: setup ## prove every artifact against onnxruntime and the checkpoint (VERIFY=full: full-size simulation)
 	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
+
+estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, sizes (TOKENS=12 ANSWER_TOKENS=3)
+	@$(PYTHON) -m compile estimate --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) \
+		$(if $(TOKENS),--tokens $(TOKENS)) $(if $(ANSWER_TOKENS),--answer-tokens $(ANSWER_TOKENS))
+
+board-test: setup ## a folder that gives parity and latency on a board in one command (TARGET=bm1684x)
+	@$(PYTHON) -m verify board-test --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) $(precision)
 
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
 	@$(PYTHON) -m verify report --config $(CONFIG) $(force)

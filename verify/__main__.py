@@ -11,6 +11,9 @@ from configs.command import exit_codes, select
 from configs.load import shown
 from verify.benchmark.command import bench
 from verify.bisect.command import bisect
+from verify.board.command import board_test
+from verify.board.judge import failure as board_failure
+from verify.board.judge import judge
 from verify.evaluation.command import evaluate
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
@@ -30,12 +33,21 @@ def main(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Only these targets, comma-separated.")] = None,
     precision: Annotated[str | None, typer.Option(help="Only these precisions.")] = None,
+    from_board: Annotated[
+        Path | None, typer.Option("--from-board", help="Judge a board's results.json instead.")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Also simulate full-size BModels; may take hours.")
     ] = False,
 ) -> None:
     """Verifies artifacts; writes verify.json beside them. Finished checks are not repeated."""
     if context.invoked_subcommand:
+        return
+    if from_board is not None:
+        checks = judge(config, from_board)
+        print_table(tuple(checks))
+        if error := board_failure(checks):
+            raise error
         return
     selection = select(config, task=task, component=component, target=target, precision=precision)
     result = verify(selection, Path(shown(config)), full=full)
@@ -50,6 +62,7 @@ def main(
 
 application.command()(evaluate)
 application.command()(report)
+application.command("board-test")(board_test)
 application.command()(bench)
 application.command()(bisect)
 

@@ -27,7 +27,7 @@ LARGE_BMODEL_BYTES = 48 << 20
 #: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
 OPENVINO_MODES = ("exact", "fast")
 #: Subfolders of verify/ that only read results or measure something else: no check depends on them.
-NOT_PART_OF_A_CHECK = ("benchmark", "bisect", "evaluation", "report_page")
+NOT_PART_OF_A_CHECK = ("benchmark", "bisect", "board", "evaluation", "report_page")
 #: Components that take text of a fixed length on chips, hence padding.
 PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
 

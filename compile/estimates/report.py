@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compile.estimates.published import PUBLISHED_F32_MS
 from compile.estimates.totals import NetName, parts, total
+from compile.task_file import SUFFIX as COMBINED_SUFFIX
 from configs.layout import MANIFEST_SUFFIX, Layout
 from configs.manifest import ComponentManifest, Net, Work, read_manifest
 from configs.schema import PipelineConfig, Precision, Task
@@ -112,8 +114,9 @@ def collect(
                 continue
             manifest = read_manifest(ComponentManifest, path)
             if manifest.target in chips:
-                nets += _nets(manifest, path)
+                nets += _nets(manifest)
                 files.append(_file(manifest))
+        files += _combined(layout.task(task), task, chips)
     return EstimateReport(
         pipeline=pipeline.name,
         note=NOTE,
@@ -125,7 +128,7 @@ def collect(
     )
 
 
-def _nets(manifest: ComponentManifest, path: Path) -> Iterator[NetEstimate]:
+def _nets(manifest: ComponentManifest) -> Iterator[NetEstimate]:
     chip = manifest.key_inputs.get("chip") or {}
     for net in manifest.nets:
         yield NetEstimate(
@@ -140,7 +143,7 @@ def _nets(manifest: ComponentManifest, path: Path) -> Iterator[NetEstimate]:
             work=net.work,
             bound=net.work.bound if net.work else None,
             fusions=net.fusions,
-            file_bytes=_bmodel_bytes(manifest, path),
+            file_bytes=_bmodel_bytes(manifest),
             device_memory_bytes=manifest.device_memory_bytes,
         )
 
@@ -149,7 +152,7 @@ def _latency_ms(net: Net) -> float | None:
     return net.estimate.latency_ms if net.estimate else None
 
 
-def _bmodel_bytes(manifest: ComponentManifest, _path: Path) -> int:
+def _bmodel_bytes(manifest: ComponentManifest) -> int:
     """Size of the BModels: host tables lie beside them, in the host's memory."""
     return sum(f.size_bytes for name, f in manifest.files.items() if name.endswith(".bmodel"))
 
@@ -160,9 +163,23 @@ def _file(manifest: ComponentManifest) -> FileEstimate:
         target=manifest.target,
         precision=manifest.precision,
         what=manifest.component,
-        file_bytes=_bmodel_bytes(manifest, Path()),
+        file_bytes=_bmodel_bytes(manifest),
         device_memory_bytes=manifest.device_memory_bytes,
     )
+
+
+def _combined(folder: Path, task: Task, chips: set[str]) -> Iterator[FileEstimate]:
+    for path in sorted(folder.glob(f"*/*{COMBINED_SUFFIX}")):
+        data = json.loads(path.read_text())
+        if data["target"] in chips:
+            yield FileEstimate(
+                task=task,
+                target=data["target"],
+                precision=data["precision"],
+                what="combined",
+                file_bytes=sum(record["size_bytes"] for record in data["files"].values()),
+                device_memory_bytes=data["device_memory_bytes"],
+            )
 
 
 def _parts(nets: list[NetEstimate], tokens: int, answer: int) -> Iterator[PartEstimate]:

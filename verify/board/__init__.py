@@ -1,0 +1,1 @@
+"""Checks on a board: the folder that is copied there, and what comes back."""

@@ -1,0 +1,195 @@
+"""Writes the folder that a board runs: artifacts, recorded cases, whole answers, one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.build import staging
+from configs.command import Selection
+from configs.console import steps
+from configs.errors import InputError
+from configs.layout import REPOSITORY_ROOT, Layout
+from configs.manifest import file_sha256
+from configs.schema import Component
+from runtime.board_test import BUNDLE_FILE
+from runtime.manifests import ComponentManifest
+from runtime.task_file import task_file
+from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
+from verify.bench import TaskBench
+from verify.inputs import Sample
+
+BUNDLE_VERSION = 1
+#: Whole answers per task: enough to see a broken loop, few enough for a slow chip.
+ANSWERS = 4
+
+_SCRIPT = """#!/bin/sh
+# Parity and latency on this board; pass --device N for another one than the first.
+cd "$(dirname "$0")" && exec python3 -m runtime.board_test . "$@"
+"""
+_READ_ME = """Copy this folder to the board and run: sh run.sh
+It needs Python 3.8, numpy, Pillow, tokenizers and sophon-sail (docs/runtime.md).
+Copy results.json back and run:
+  python -m verify --config {config} --from-board results.json
+"""
+
+
+def bundle_folder(layout: Layout, target: str, precision: str) -> Path:
+    """Where the folder of one target and set lies; it is needed again to judge its results."""
+    return layout.root / "board-test" / f"{target}_{precision}"
+
+
+def write_bundles(selection: Selection, config: Path) -> list[Path]:
+    """One folder per chip and set of the selection.
+
+    Raises:
+        InputError: an artifact is missing or damaged.
+    """
+    layout = Layout(selection.pipeline)
+    tasks = find_artifacts(selection)
+    written = []
+    with steps("board-test", len(selection.targets)) as progress:
+        for target, precision in selection.targets:
+            folder = bundle_folder(layout, target.name, precision)
+            progress.start(folder.name)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with staging(folder.parent, folder.name) as made:
+                content: dict[str, Any] = {
+                    **{"schema_version": BUNDLE_VERSION, "kind": "board_bundle"},
+                    **{"pipeline": selection.pipeline.name},
+                    **{"target": target.name, "precision": precision},
+                    "tasks": {},
+                }
+                for task in tasks:
+                    artifacts = next(
+                        a for a in task.targets if (a.target, a.precision) == (target, precision)
+                    )
+                    content["tasks"][task.task] = _task(selection, layout, task, artifacts, made)
+                (made / BUNDLE_FILE).write_text(json.dumps(content, indent=1))
+                (made / "run.sh").write_text(_SCRIPT)
+                (made / "README.txt").write_text(_READ_ME.format(config=config))
+                _copy_runtime(made)
+                old = folder.with_name(f".{folder.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                if folder.exists():
+                    folder.rename(old)
+                Path(shutil.copytree(made, folder))
+                shutil.rmtree(old, ignore_errors=True)
+            written.append(folder)
+            progress.done(None)
+    return written
+
+
+def _task(
+    selection: Selection,
+    layout: Layout,
+    task: TaskArtifacts,
+    artifacts: TargetArtifacts,
+    made: Path,
+) -> dict[str, Any]:
+    source = layout.task(task.task)
+    target = made / task.task
+    target.mkdir()
+    shutil.copy(source / "manifest.json", target)
+    shutil.copytree(source / "processor", target / "processor")
+    _copy_artifacts(artifacts, target)
+    cases = made / "cases"
+    cases.mkdir(exist_ok=True)
+    bench = TaskBench(task, selection.pipeline)
+    try:
+        components = {}
+        for name, manifest in artifacts.components.items():
+            path = cases / f"{task.task}.{name}.npz"
+            described = _record(bench.samples(artifacts, name), path)
+            components[str(name)] = {
+                **{"key": manifest.key, "file": f"cases/{path.name}"},
+                **{"sha256": file_sha256(path), "cases": described},
+            }
+        answers = _answers(bench, made)
+    finally:
+        bench.close()
+    return {"components": components, "answers": answers}
+
+
+def _copy_artifacts(artifacts: TargetArtifacts, target: Path) -> None:
+    """Manifests, tables, and the combined file where there is one, else the components' own."""
+    manifests: list[ComponentManifest] = list(artifacts.components.values())
+    folder = manifests[0].folder
+    chip = target / folder.name
+    chip.mkdir()
+    keys = {manifest.component: manifest.key for manifest in manifests}
+    combined = task_file(folder, artifacts.name, artifacts.precision, keys)
+    if combined is not None:
+        shutil.copy(folder / combined.file, chip)
+        shutil.copy(combined.path, chip)
+    for manifest in manifests:
+        shutil.copy(manifest.path, chip)
+        for name in manifest.runtime_files:
+            if combined is None or not name.endswith(".bmodel"):
+                shutil.copy(folder / name, chip)
+
+
+def _record(samples: Iterable[Sample], path: Path) -> list[dict[str, Any]]:
+    arrays: dict[str, Any] = {}
+    described = []
+    for index, sample in enumerate(samples):
+        for group, values in (("inputs", sample.feeds), ("outputs", sample.expected)):
+            arrays.update({f"{index}/{group}/{name}": array for name, array in values.items()})
+        rows = {}
+        for name, array in sample.expected.items():
+            part = sample.rows_of(name)
+            rows[name] = None if part is None else list(part.indices(array.shape[1])[:2])
+        described.append(
+            {
+                **{"name": sample.name, "net": sample.net},
+                **{"inputs": list(sample.feeds), "outputs": rows},
+            }
+        )
+    if not described:
+        raise InputError(f"{path.name}: no cases to record; set verify.component_scenes")
+    np.savez_compressed(path, **arrays)
+    return described
+
+
+def _answers(bench: TaskBench, made: Path) -> list[dict[str, Any]]:
+    largest = max((gate.scenes for gate in bench.pipeline.verify.tokens.values()), default=ANSWERS)
+    count = min(ANSWERS, largest)
+    images = made / "images"
+    images.mkdir(exist_ok=True)
+    found = []
+    for case, answer in zip(bench.cases(count), bench.expected(count), strict=True):
+        path = images / f"scene_{case.scene}.png"
+        if not path.exists():
+            case.image().save(path)
+        found.append(
+            {
+                **{"name": case.name, "image": f"images/{path.name}", "text": case.text},
+                "new_tokens": bench.new_tokens() if bench.task != "itm" else 0,
+                "token_ids": [int(token) for token in answer.tokens],
+                "probability": answer.probability,
+                "cosine": answer.similarity,
+            }
+        )
+    return found
+
+
+def _copy_runtime(made: Path) -> None:
+    shutil.copytree(
+        REPOSITORY_ROOT / "runtime",
+        made / "runtime",
+        ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+    )
+
+
+def components_of(content: dict[str, Any]) -> dict[tuple[str, Component], dict[str, Any]]:
+    """Every component of a bundle's description."""
+    return {
+        (task, component): expected
+        for task, described in content["tasks"].items()
+        for component, expected in described["components"].items()
+    }

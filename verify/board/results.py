@@ -1,0 +1,109 @@
+"""The file that a board sends back: strictly read, because it comes from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from configs.errors import InputError
+from configs.load import shown
+from configs.schema import Precision, Strict
+from runtime.board_test import RESULTS_VERSION
+
+#: A results file of a full-size pipeline stays far below this.
+LARGEST_BYTES = 16 << 20
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=500)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Figures(Strict):
+    """One output of one case: sums that a verdict is made from, or what was wrong with it."""
+
+    problem: Text | None = None
+    elements: Annotated[int, Field(ge=0)] = 0
+    max_abs: NotNegative = 0.0
+    scale: NotNegative = 0.0
+    #: inner product of reference and output, and of each with itself
+    product: Finite = 0.0
+    reference_square: NotNegative = 0.0
+    square: NotNegative = 0.0
+
+
+class CaseResult(Strict):
+    """One case of one component."""
+
+    name: Text
+    outputs: dict[Text, Figures]
+
+
+class ComponentResult(Strict):
+    """One component: figures of its cases, and how long each net took."""
+
+    key: Digest
+    cases: Annotated[tuple[CaseResult, ...], Field(max_length=1000)]
+    latency_ms: dict[Text, NotNegative]
+
+
+class AnswerResult(Strict):
+    """One whole answer."""
+
+    token_ids: Annotated[tuple[int, ...], Field(max_length=4096)] | None = None
+    probability: Finite | None = None
+    cosine: Finite | None = None
+    milliseconds: NotNegative
+
+
+class TaskResult(Strict):
+    """One task."""
+
+    components: dict[Text, ComponentResult]
+    answers: Annotated[tuple[AnswerResult, ...], Field(max_length=1000)]
+    #: the vendor's own timing per file, one value per net, where its tool was there
+    bmrt_test_ms: dict[Text, Annotated[tuple[NotNegative, ...], Field(max_length=64)]]
+
+
+class BoardResults(Strict):
+    """Everything a board measured."""
+
+    schema_version: Literal[1]
+    kind: Literal["board_results"]
+    bundle_sha256: Digest
+    pipeline: Text
+    target: Text
+    precision: Precision
+    tasks: dict[Text, TaskResult]
+
+
+def read_results(path: Path) -> BoardResults:
+    """Reads a results file.
+
+    Raises:
+        InputError: missing, too large, or not what ``runtime.board_test`` writes.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size > LARGEST_BYTES:
+            raise InputError(
+                f"{shown(path)}: {size} bytes is no results file of a board (at most "
+                f"{LARGEST_BYTES}); pass the results.json of a board-test folder"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{shown(path)}: cannot be read ({error})") from None
+    try:
+        return BoardResults.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        raise InputError(
+            f"{shown(path)}: {where[:200]}: {first['msg']}; pass the results.json that "
+            f"runtime.board_test wrote (schema_version {RESULTS_VERSION})"
+        ) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{shown(path)}: not JSON ({error})") from None
