@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROFILE = """ENGINE_BD                         ENGINE_GDMA
                                   Load_1|GDMA_TENSOR|s:0|b:0|g:1|e:299|t:300|dr:0|sz:1536|bw:12.66
-MatMul_2|MM2|s:0|b:1|g:1|e:599|t:600             Load_2|GDMA_TENSOR|s:0|b:0|g:1|e:99|t:100|dr:1|sz:4|bw:1.0
+MatMul_2|MM2|s:0|b:1|g:1|e:599|t:600   Load_2|GDMA_TENSOR|s:0|b:0|g:1|e:99|t:100|dr:1|sz:4|bw:1.0
 API_END total_cycle:1000|b:1|g:1
 TCYC : 1000
 GDMA SUMMARY : |dr[0] S2L:700|dr[1] L2S:200|dr[2] S2S:50|dr[3] L2L:9
