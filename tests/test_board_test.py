@@ -1,0 +1,191 @@
+"""The board-test folder on the simulator, and the judge of what a board sends back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.errors import InputError
+from verify.board.judge import failure, judge
+from verify.board.results import LARGEST_BYTES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def measured(
+    reference_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A pipeline file, and the results of its folder for matching on BM1688."""
+    folder = tmp_path_factory.mktemp("board")
+    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
+    data["tasks"] = {"itm": data["tasks"]["itm"]}
+    data["verify"]["component_scenes"] = 2
+    for gate in data["verify"]["tokens"].values():
+        gate["scenes"] = 4
+    config = folder / "pipeline.yaml"
+    config.write_text(yaml.safe_dump(data))
+
+    def run(*arguments: str, cwd: Path = ROOT) -> None:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run("-m", "verify", "board-test", "--config", str(config), "--target", "bm1688")
+    bundle = reference_artifacts / "board-test" / "bm1688_f16"
+    # The folder is enough: nothing of the checkout is imported.
+    tpu = ROOT / ".venv-tpu" / "bin" / "python"
+    script = (
+        f"import os, sys; os.environ['BLIP_EDGE_TPU_PYTHON'] = {str(tpu)!r}; "
+        f"sys.path[0] = {str(bundle)!r}; from runtime.board_test import main; "
+        f"sys.exit(main([{str(bundle)!r}, '--device', 'simulator', '--loops', '1']))"
+    )
+    run("-c", script, cwd=folder)
+    return config, bundle / "results.json"
+
+
+def changed(results: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    data = json.loads(results.read_text())
+    change(data)
+    path = folder / "changed.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def first_output(data: dict[str, Any], component: str) -> dict[str, Any]:
+    case = data["tasks"]["itm"]["components"][component]["cases"][0]
+    output: dict[str, Any] = next(iter(case["outputs"].values()))
+    return output
+
+
+def test_a_right_board_passes_with_its_latencies(measured: tuple[Path, Path]) -> None:
+    config, results = measured
+    checks = judge(config, results)
+    assert failure(checks) is None
+    assert [check.subject.component for check in checks] == [
+        "vision_encoder",
+        "text_encoder",
+        "text_encoder_unimodal",
+        "vision_projection",
+        None,
+    ]
+    for check in checks[:-1]:
+        assert 0 < check.metrics["relative_error"] < check.tolerance["max_relative_error"]
+        assert check.metrics["latency_ms"]["main"] > 0
+    assert checks[-1].metrics["exact_match_rate"] == 1.0
+    assert (results.parents[2] / "verify-board-bm1688_f16.json").is_file()
+
+
+def wrong_values(data: dict[str, Any]) -> None:
+    output = first_output(data, "text_encoder_unimodal")
+    output["max_abs"] = output["scale"]
+
+
+def wrong_direction(data: dict[str, Any]) -> None:
+    output = first_output(data, "vision_encoder")
+    output["product"] = 0.5 * output["product"]
+
+
+def impossible_product(data: dict[str, Any]) -> None:
+    output = first_output(data, "vision_encoder")
+    output["product"] = 9 * output["product"]
+
+
+def nothing_compared(data: dict[str, Any]) -> None:
+    first_output(data, "vision_projection")["elements"] = 0
+
+
+def other_answer(data: dict[str, Any]) -> None:
+    answer = data["tasks"]["itm"]["answers"][0]
+    answer["probability"] = 1.0 - answer["probability"]
+
+
+def case_left_out(data: dict[str, Any]) -> None:
+    data["tasks"]["itm"]["components"]["text_encoder"]["cases"].pop()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(wrong_values, wrong_direction, impossible_product, nothing_compared),
+        *(other_answer, case_left_out),
+    ],
+)
+def test_wrong_figures_fail(
+    measured: tuple[Path, Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    config, results = measured
+    checks = judge(config, changed(results, tmp_path, change))
+    error = failure(checks)
+    assert error is not None
+    assert error.exit_code == 1
+    assert len([check for check in checks if not check.passed]) == 1
+
+
+def other_artifact(data: dict[str, Any]) -> None:
+    data["tasks"]["itm"]["components"]["vision_encoder"]["key"] = "0" * 64
+
+
+def other_folder(data: dict[str, Any]) -> None:
+    data["bundle_sha256"] = "0" * 64
+
+
+def infinite(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["scale"] = float("inf")
+
+
+def negative(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["max_abs"] = -1.0
+
+
+def surplus(data: dict[str, Any]) -> None:
+    data["command"] = "rm"
+
+
+def component_missing(data: dict[str, Any]) -> None:
+    del data["tasks"]["itm"]["components"]["vision_encoder"]
+
+
+def other_target(data: dict[str, Any]) -> None:
+    data["target"] = "../../etc"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_artifact, other_folder, infinite, negative, surplus, component_missing, other_target],
+)
+def test_foreign_and_hostile_results_are_refused(
+    measured: tuple[Path, Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    config, results = measured
+    with pytest.raises(InputError):
+        judge(config, changed(results, tmp_path, change))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b"{}"])
+def test_what_is_no_results_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        judge(ROOT / "configs" / "reference.yaml", path)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with path.open("wb") as stream:
+        stream.truncate(LARGEST_BYTES + 1)
+    with pytest.raises(InputError, match="no results file"):
+        judge(ROOT / "configs" / "reference.yaml", path)
