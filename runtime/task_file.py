@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from runtime.errors import ArtifactError
-from runtime.manifests import SCHEMA_VERSION, ComponentManifest, FileRecord
+from runtime.integrity import FileRecord
+from runtime.manifests import SCHEMA_VERSION, ComponentManifest
 from runtime.nets import safe_name
 
 COMBINED_SUFFIX = ".combined.json"
