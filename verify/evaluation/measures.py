@@ -211,18 +211,18 @@ def text_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
 
 
-def new_measures(task: Task, data_set: DataSet, items: int) -> Measures:
-    """Empty measures; for captions the first pass over the references."""
+def new_measures(task: Task, cider: Cider) -> Measures:
+    """Empty measures; ``cider`` knows the references of the whole data set (captions)."""
     if task == "vqa":
         return QuestionMeasures()
-    if task == "itm":
-        return MatchingMeasures()
-    return CaptionMeasures(counted(data_set, items))
+    return MatchingMeasures() if task == "itm" else CaptionMeasures(cider)
 
 
 def counted(data_set: DataSet, items: int) -> Cider:
-    """Document frequencies of a data set's captions."""
+    """Document frequencies of a data set's captions; of none for other tasks."""
     cider = Cider()
+    if data_set.task != "caption":
+        return cider
     for item in data_set.items(0, items):
         if isinstance(item, CaptionItem):
             cider.count(item.references)

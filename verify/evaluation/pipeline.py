@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.comparing import compare_answers, worst_records
 from verify.evaluation.data_sets import Asked, open_data_sets
 from verify.evaluation.items import DataSet, MatchingItem
-from verify.evaluation.measures import Measures, new_measures
+from verify.evaluation.measures import Measures, counted, new_measures
 from verify.evaluation.reranking import rerank
 from verify.evaluation.results import (
     CONFIDENCE,
@@ -38,6 +39,7 @@ from verify.evaluation.results import (
 from verify.evaluation.subjects import Subject, subjects
 from verify.evaluation.workers import Workers, jobs_of
 from verify.metrics.bootstrap import compare
+from verify.metrics.captions import Cider
 from verify.metrics.gates import Judgement, gate_of, judged
 
 
@@ -122,6 +124,10 @@ class _Run:
     def _data_set(self) -> DataSet:
         return self._asked.data_set
 
+    @cached_property
+    def _cider(self) -> Cider:
+        return counted(self._data_set, self._asked.items)
+
     def evaluate(self) -> Evaluation:
         chosen, left_out = subjects(
             self._selection, self._config, self._artifacts, full=self._options.full
@@ -199,7 +205,7 @@ class _Run:
         return store, time.perf_counter() - started
 
     def _measured(self, subject: Subject, answers: AnswerStore, items: int) -> Measures:
-        measures = new_measures(self._artifacts.task, self._data_set, self._asked.items)
+        measures = new_measures(self._artifacts.task, self._cider)
         for number, item in enumerate(self._data_set.items(0, items)):
             measures.add(item, answers.get(number))
         if self._config.rerank:
@@ -277,10 +283,11 @@ class _Run:
             {"data": data_set.identity, "subject": subject.key, "prompt": self._config.prompt}
         )[:16]
         parts = (data_set.task, data_set.name, subject.name.replace(" ", "_"), what)
-        stem = "-".join(part for part in parts if part)
+        # The data set's digest keeps apart two of one name, each with its answers.
+        stem = "-".join((*(part for part in parts if part), data_set.identity[:8]))
         folder = self._folder / "answers"
         for path in folder.glob("*.jsonl"):
-            # Answers of another build or data set of this name serve no one any more.
+            # Answers of another build serve no one any more.
             if re.fullmatch(re.escape(stem) + r"-[0-9a-f]{16}\.jsonl", path.name) and (
                 path.name != f"{stem}-{key}.jsonl"
             ):
