@@ -246,11 +246,11 @@ IR_FAULTS: list[dict[str, Any]] = [
         r"layers\.1\.attention\.(key|value)",
     ),
     _filed(
-        "past keys and values swapped",
+        "cross values of two layers swapped",
         "caption",
         _DECODER,
-        mapping(_DECODER, "inputs", "past.0.key", "past.0.value"),
-        r"layers\.0",
+        mapping(_DECODER, "inputs", "cross.0.value", "cross.1.value"),
+        r"layers\.(0|1)",
     ),
     _filed(
         "cross keys and values swapped",
@@ -262,7 +262,7 @@ IR_FAULTS: list[dict[str, Any]] = [
     _filed("of another checkpoint", "vqa", _VISION, of_another_task(_VISION, "caption"), r""),
     _fault(
         "heads swapped",
-        "caption",
+        "vqa",
         "cross_key_values",
         weight("layers.1.value.weight", heads_swapped),
         r"layers\.1\.value",

@@ -302,24 +302,34 @@ def _rows(prefix: str, cache: Any, start: int = 0) -> dict[str, Array]:
 
 def on_graph(
     traced: Traced, pairs: Sequence[Pair], graph: ExportedGraph
-) -> tuple[dict[str, Array], list[Pair]]:
-    """The modules' tensors under the exported graph's names, and the pairs that it lacks."""
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The modules' tensors under the exported graph's names, and modules that are not as they are.
+
+    The second part says, by exported module, what the graph lacks.
+    """
     tensors: dict[str, Array] = {}
-    missing = []
+    owners: dict[str, Pair] = {}
+    missing: dict[str, str] = {}
     for pair in pairs:
         value = traced.modules.get((pair.module, pair.side))
         if value is None:
             continue
         name = tensor_of(graph, pair)
         if name is None:
-            missing.append(pair)
+            missing[pair.scope] = "the graph has no such node"
             continue
         if pair.part is not None:
             value = np.split(value, 3, axis=-1)[pair.part]
         if pair.last and value.ndim == 3:
             value = value[:, -1]
+        if name in tensors and not np.array_equal(tensors[name], value):
+            # Two different tensors of the checkpoint are one here: what lies between is missing.
+            other = owners[name]
+            what = f"its {pair.side} is the {other.side} of {other.scope}"
+            missing[pair.scope] = f"{what}: what lies between is missing"
+            continue
         if name in graph.sites:
-            tensors[name] = np.ascontiguousarray(value)
+            tensors[name], owners[name] = np.ascontiguousarray(value), pair
     for output, value in traced.outputs.items():
         name = output if output != SELF_MASK else _self_mask(graph)
         if name in graph.sites:

@@ -52,14 +52,15 @@ def checkpoint_layers(
     graph = exported_graph(manifest)
     points = pairs(component, task, checkpoint.layers(component))
     errors = LayerErrors(graph)
-    names, missing = [], {}
+    names: list[str] = []
+    missing: dict[str, str] = {}
     for traced in checkpoint.traces(component, points, seed):
         tensors, without = on_graph(traced, points, graph)
-        missing.update({pair.scope: pair for pair in without})
+        missing |= without
         errors.add(traced.feeds, tensors)
         names.append(traced.name)
     faults = [
-        *((scope, "the graph has no such node") for scope in missing),
+        *missing.items(),
         *_constants(graph, component, task, checkpoint),
         *_epsilons(graph, points, checkpoint),
     ]
