@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
@@ -33,6 +35,7 @@ class Artifacts:
         self.target = target
         self.precision = precision
         self._sessions = sessions
+        self._closed = threading.Event()
 
     @classmethod
     def open(
@@ -94,8 +97,23 @@ class Artifacts:
         for session in self._sessions.values():
             session.load()
 
+    def load_ahead(self) -> None:
+        """Loads every component from now on, in a thread; a call that needs one waits for it.
+
+        What fails to load fails again, and is reported, when it is used.
+        """
+        threading.Thread(target=self._load_ahead, name="load ahead").start()
+
+    def _load_ahead(self) -> None:
+        for session in self._sessions.values():
+            if self._closed.is_set():
+                return
+            with contextlib.suppress(Exception):
+                session.load()
+
     def close(self) -> None:
         """Releases what the sessions hold."""
+        self._closed.set()
         for session in self._sessions.values():
             session.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from runtime.cross_attention import look
 from runtime.errors import InputError
 from runtime.generation import OnToken, generate
 from runtime.generation_settings import GenerationSettings
-from runtime.images import ImageSource
+from runtime.images import ImageSource, PreparedImage
 from runtime.search import Sequence as TokenSequence
 from runtime.stages import as_numpy, chunk_rows, chunks, ragged
 from runtime.task import Task, like_input, padded_sequences
@@ -83,6 +83,38 @@ class Captioner(Task):
             )
             captions += [self._caption(sequences) for sequences in found]
         return captions
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        prompt: Optional[str] = None,
+        *,
+        timings: Optional[Timings] = None,
+        **generation: Any,
+    ) -> Iterator[Tuple[ImageSource, Union[Caption, InputError]]]:
+        """Captions any number of images in order, in bounded memory, with the device kept busy.
+
+        Args:
+            images: as in ``batch``; may be endless.
+            prompt: for all images; None or "" for free captions.
+            timings: collects the time of each stage.
+            **generation: as in ``GenerationSettings``.
+
+        Yields:
+            every image with its caption, or with what is wrong with it.
+
+        Raises:
+            InputError: an argument that cannot be used.
+        """
+        GenerationSettings.from_arguments(**generation)
+
+        def work(
+            group: List[Tuple[ImageSource, PreparedImage]], measured: Timings
+        ) -> List[Caption]:
+            prepared = [image for _, image in group]
+            return self.batch(prepared, prompt, timings=measured, **generation)
+
+        return self.stream_batches(images, lambda image: image, work, timings or Timings())
 
     def generate_caption(
         self,

@@ -17,7 +17,6 @@ from runtime.inputs import WorkItem, image_paths, work_items
 from runtime.options import generation_arguments, targets, task_arguments
 from runtime.reports import Columns, Line, Report
 from runtime.stages import fixed_batch
-from runtime.streaming import StopSignal, Stream
 from runtime.tables import Progress
 from runtime.task import Task
 from runtime.tasks import Captioner, Matcher, QuestionAnswerer
@@ -178,14 +177,14 @@ def _run(
     rates: Dict[str, float] = {}
     bad: Set[WorkItem] = set()
     for target in names:
-        stop = StopSignal()
-        measured = timings[target] = Timings(interrupt=stop.check)
-        with kind.from_artifacts(options.artifacts, **task_arguments(options, target)) as task:
+        measured = timings[target] = Timings()
+        arguments = task_arguments(options, target)
+        with kind.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
             left = [item for item in items if item not in bad]
             if options.timing:
                 _warm_up(task, left, work)
             begin = time.perf_counter()
-            done = _stream(task, left, work, measured, stop, report, bad)
+            done = _stream(task, left, work, measured, report, bad)
             if done:
                 rates[target] = done / (time.perf_counter() - begin)
     report.print_table()
@@ -204,27 +203,21 @@ def _stream(
     items: Sequence[WorkItem],
     work: Work,
     timings: Timings,
-    stop: StopSignal,
     report: Report,
     bad: Set[WorkItem],
 ) -> int:
     """Works through the items and reports them in order; returns how many images were good."""
 
-    def load(item: WorkItem) -> PreparedImage:
-        with timings.measure("preprocess"):
-            return task.preprocessor.prepare(item.image)
-
-    stream: Stream[WorkItem, PreparedImage, List[Line]] = Stream(
-        load,
-        lambda group: work(task, group, timings),
-        batch=task.images_at_once(),
-        workers=task.concurrency(),
-        stop=stop,
+    stream = task.stream_batches(
+        items,
+        lambda item: item.image,
+        lambda group, measured: work(task, group, measured),
+        timings,
     )
     good = 0
     progress = Progress(len(items), task.artifacts.target)
     try:
-        for item, outcome in stream(items):
+        for item, outcome in stream:
             progress.clear()
             good += _reported(item, outcome, report, bad)
             progress.advance()
@@ -268,7 +261,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
     report = Report(as_json=options.json)
     timings = Timings()
     arguments = task_arguments(options, options.target)
-    with QuestionAnswerer.from_artifacts(options.artifacts, **arguments) as task:
+    with QuestionAnswerer.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
         embeds = task.encode([paths[0]], timings=timings)
         for question in _questions():
             try:

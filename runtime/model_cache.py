@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
@@ -50,6 +51,24 @@ def entry_name(core: Any, device: str, settings: Mapping[str, str], *identity: s
     return hashlib.sha256(text.encode()).hexdigest()[:40] + ".blob"
 
 
+class Blob:
+    """A compiled model's entry in memory, mapped: what OpenVINO reads of it is read from disk."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as stream:
+            # OpenVINO asks for memory that it could write; the file itself never changes.
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.array = np.frombuffer(self._map, dtype=np.uint8)
+
+    def forget(self) -> None:
+        """Lets go of the pages read so far; the system keeps them, and they come back when needed.
+
+        Weights that were repacked for the processor would otherwise be counted twice.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
 def load_or_compile(
     core: Any,
     make_model: Callable[[], Any],
@@ -57,7 +76,7 @@ def load_or_compile(
     settings: Dict[str, str],
     folder: Path,
     name: str,
-) -> Tuple[Any, Any]:
+) -> Tuple[Any, Optional[Blob]]:
     """A compiled model, imported from its entry if there is one, else compiled and written to it.
 
     Args:
@@ -69,7 +88,7 @@ def load_or_compile(
         name: from ``entry_name``.
 
     Returns:
-        the compiled model, and what must live as long as it does.
+        the compiled model, and the mapped entry, which must live as long as the model does.
     """
     path = folder / name
     if path.exists():
@@ -85,13 +104,12 @@ def load_or_compile(
     return compiled, None
 
 
-def _imported(core: Any, path: Path, device: str, settings: Dict[str, str]) -> Tuple[Any, Any]:
+def _imported(core: Any, path: Path, device: str, settings: Dict[str, str]) -> Tuple[Any, Blob]:
     import openvino
 
-    # OpenVINO reads the weights in place: pages that it repacks are never held twice for long.
-    # It asks for writable memory; what it would write stays this process's own.
-    blob = np.memmap(str(path), dtype=np.uint8, mode="c")
-    return core.import_model(openvino.Tensor(blob, shared_memory=True), device, settings), blob
+    blob = Blob(path)
+    tensor = openvino.Tensor(blob.array, shared_memory=True)
+    return core.import_model(tensor, device, settings), blob
 
 
 def _write(compiled: Any, folder: Path, name: str) -> None:

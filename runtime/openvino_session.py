@@ -13,7 +13,7 @@ import numpy as np
 from runtime.devices import openvino_device, real_devices
 from runtime.errors import BackendError
 from runtime.manifests import Net
-from runtime.model_cache import compiled_models, entry_name, load_or_compile
+from runtime.model_cache import Blob, compiled_models, entry_name, load_or_compile
 from runtime.openvino_tensors import as_tensor, element_type, from_tensor
 from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
@@ -125,7 +125,8 @@ class OpenVinoSession(Session):
         self.device = openvino_device(self.options.device, list(core.available_devices))
         check_arithmetic(core, self.device, self.options)
         self._compiled: Dict[str, Any] = {}
-        self._blobs: List[Any] = []
+        self._blobs: List[Blob] = []
+        self._calls = 0
         self._idle: Dict[str, "queue.LifoQueue[Any]"] = {}
         settings = compile_settings(self.options, self.device)
         border = computes_in(self.options, self.device)
@@ -174,7 +175,8 @@ class OpenVinoSession(Session):
         compiled, blob = load_or_compile(
             core, lambda: self._model(net, border), self.device, settings, folder, name
         )
-        self._blobs.append(blob)
+        if blob is not None:
+            self._blobs.append(blob)
         return compiled
 
     def concurrency(self) -> int:
@@ -234,6 +236,11 @@ class OpenVinoSession(Session):
                 request.set_tensor(name, tensor)
             with self.in_backend():
                 request.infer()
+        self._calls += 1
+        if self._calls & (self._calls - 1) == 0:
+            # Calls 1, 2, 4 and so on: first calls repack weights, and so may those of new shapes.
+            for blob in self._blobs:
+                blob.forget()
 
     def run_resident(self, feeds: Arrays, net: Optional[str] = None) -> Resident:
         """Like ``run``, but nothing is copied out: what the next model reads stays in place.

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, List, Optional, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 
 from runtime.artifacts import Artifacts
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, InputError
 from runtime.generation_settings import GenerationSettings
+from runtime.images import ImageSource, PreparedImage
 from runtime.manifests import TaskManifest, TextSettings
 from runtime.preprocessing import ImagePreprocessor
 from runtime.search import Sequence
 from runtime.sessions import Session, SessionOptions
 from runtime.stages import chunk_rows
+from runtime.streaming import StopSignal, Stream
+from runtime.timing import Timings
 from runtime.tokenization import TextTokenizer
 from runtime.user_cache import cache_root
 
 AnyTask = TypeVar("AnyTask", bound="Task")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _TOKENIZER = "processor/tokenizer.json"
 
 
@@ -51,6 +67,7 @@ class Task:
         batch: Optional[int] = None,
         verify_digest: bool = True,
         rehash: bool = False,
+        load_ahead: bool = False,
     ) -> AnyTask:
         """Opens the task's artifacts; nets are loaded when first used.
 
@@ -66,6 +83,7 @@ class Task:
             threads: CPU threads per call.
             batch: images taken through all stages at once; None: what fits in bounded memory.
             verify_digest: compare files with the manifest's SHA-256 before loading them.
+            load_ahead: start to load every net now, in a thread, rather than when first used.
             rehash: compare even large files that were compared before and have not changed since.
 
         Raises:
@@ -85,6 +103,8 @@ class Task:
         opened = Artifacts.open(
             folder, cls.task, target=target, precision=precision, options=options
         )
+        if load_ahead:
+            opened.load_ahead()
         return cls(opened)
 
     def session(self, component: str) -> Session:
@@ -98,6 +118,40 @@ class Task:
     def concurrency(self) -> int:
         """How many calls at a time keep the device busy."""
         return self.session("vision_encoder").concurrency()
+
+    def stream_batches(
+        self,
+        items: Iterable[Item],
+        source: Callable[[Item], ImageSource],
+        work: Callable[[List[Tuple[Item, PreparedImage]], Timings], List[Result]],
+        timings: Timings,
+    ) -> Iterator[Tuple[Item, Union[Result, InputError]]]:
+        """Works through any number of items: images are prepared while others are worked on.
+
+        Args:
+            items: what to work on.
+            source: the image of an item.
+            work: prepared items to one result per item.
+            timings: collects the time of each stage; ends the work when the caller leaves.
+
+        Yields:
+            every item in order, with its result or with what is wrong with its image.
+        """
+        stop = StopSignal()
+        timings.interrupt = stop.check
+
+        def load(item: Item) -> PreparedImage:
+            with timings.measure("preprocess"):
+                return self.preprocessor.prepare(source(item))
+
+        stream: Stream[Item, PreparedImage, Result] = Stream(
+            load,
+            lambda group: work(group, timings),
+            batch=self.images_at_once(),
+            workers=self.concurrency(),
+            stop=stop,
+        )
+        return stream(items)
 
     def close(self) -> None:
         """Releases what the backend holds."""

@@ -285,3 +285,21 @@ def test_the_command_line_without_a_cache(openvino_artifacts: Path, cache: Path,
         capture_output=True,
     )
     assert not (cache / "openvino").exists()
+
+
+def test_a_mapped_entry_is_never_written_to(openvino_artifacts: Path, cache: Path):
+    """Pages of it are let go and read again: what OpenVINO wrote there would be lost."""
+    caption(openvino_artifacts, cache)
+    options = {"threads": THREADS, "cache_folder": cache}
+    with Captioner.from_artifacts(openvino_artifacts, **options) as captioner:
+        first = captioner.batch(IMAGES)
+        changed_kib, seen = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if line[:1].isdigit() or line[:1] in "abcdef":
+                mapped = str(cache) in line
+                seen = seen or mapped
+            elif mapped and line.startswith("Anonymous:"):
+                changed_kib += int(line.split()[1])
+        assert seen
+        assert changed_kib == 0
+        assert captioner.batch(IMAGES) == first
