@@ -144,8 +144,18 @@ def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool
         # What this artifact computes as well needs none of its own.
         job = one.job
         discard(job.layout.artifact(job.task, part, job.target, job.precision))
+    _discard_other_cores(one.job)
     progress.done(None if built.reused else _line(one.job, built.manifest))
     return built
+
+
+def _discard_other_cores(job: Job) -> None:
+    """Removes the same artifact for another number of cores: a set has one artifact each."""
+    target = job.target
+    for cores in range(1, target.maximum_cores + 1):
+        if cores != target.cores:
+            other = target.model_copy(update={"cores": cores})
+            discard(job.layout.artifact(job.task, job.component, other, job.precision))
 
 
 def _line(job: Job, manifest: ComponentManifest) -> str:
