@@ -78,10 +78,11 @@ class Job:
 
     @property
     def built_as(self) -> Precision:
-        """What this component becomes: the set's precision, or the pipeline file's override."""
+        """What this component becomes: as the pipeline file or the target says, else as the set."""
         selection = self.layout.pipeline.targets.get(self.target.name)
         overrides = selection.components.get(self.precision, {}) if selection else {}
-        return overrides.get(self.component, self.precision)
+        defaults = self.target.components.get(self.precision, {})
+        return {**defaults, **overrides}.get(self.component, self.precision)
 
     @property
     def location(self) -> Location:

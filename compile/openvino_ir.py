@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.backend import Job, Source, manifest_fields, read_source
-from compile.ir_plan import holder, includes, rewrite_names
+from compile.ir_plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
 from configs.load import shown
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 #: Numbers of bytes that are no weights: shapes, indices, scalars.
 _SLACK_BYTES = 65_536
-_BYTES_PER_WEIGHT = {"f16": 2, "f32": 4}
+#: Least and most bytes per weight. What is no product's weight (norms, biases, tables of
+#: positions, projections beside a residual) stays in half precision in an integer IR; scales add
+#: a few percent.
+_BYTES_PER_WEIGHT = {
+    "f32": (2.0, 4.08),
+    "f16": (1.0, 2.04),
+    "int8": (0.9, 1.25),
+    "w8f16": (0.9, 1.25),
+    "w4f16": (0.5, 1.1),
+}
 #: Two threads that use the binding for the first time wait for each other forever: one holds its
 #: one-time initialisation, the other Python's global lock.
 _one_at_a_time = threading.Lock()
@@ -43,7 +52,9 @@ class OpenVinoBackend:
             "onnx": source.digests,
             "included": [part.digests for part in _included(job)],
             "precision": job.precision,
-            "tools": tool_versions("openvino"),
+            "built_as": job.built_as,
+            "calibration": _calibration(job),
+            "tools": _tools(job),
         }
 
     def plan(self, job: Job, source: Source | None) -> list[str]:  # noqa: ARG002 - interface
@@ -53,7 +64,7 @@ class OpenVinoBackend:
         xml = shown(job.location.file(".xml"))
         done = ", ".join(rewrite_names(job.task, job.component)) or "none"
         return [
-            f"# openvino: convert {onnx} to {xml}, weights {job.precision}, dynamic shapes; "
+            f"# openvino: convert {onnx} to {xml}, weights {job.built_as}, dynamic shapes; "
             f"rewrites: {done}"
         ]
 
@@ -71,12 +82,16 @@ class OpenVinoBackend:
         import openvino
 
         from compile.ir_model import prepare
+        from compile.ir_precision import convert
 
         included = _included(job)
         prepared = prepare(job.task, source, included)
         xml = folder / f"{job.location.stem}.xml"
+        model = prepared.model
+        if job.built_as in INTEGERS:
+            model = convert(model, job, job.built_as)
         try:
-            openvino.save_model(prepared.model, xml, compress_to_fp16=job.precision == "f16")
+            openvino.save_model(model, xml, compress_to_fp16=job.built_as != "f32")
             saved = openvino.Core().read_model(xml)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
@@ -92,8 +107,23 @@ class OpenVinoBackend:
             "includes": includes(job.task, job.component),
             "rewrites": prepared.rewrites,
             "nets": (net.model_copy(update={"file": xml.name}),),
-            "tools": tool_versions("openvino"),
+            "tools": _tools(job),
         }
+
+
+def _tools(job: Job) -> dict[str, str]:
+    return tool_versions("openvino", *(("nncf",) if job.built_as in INTEGERS else ()))
+
+
+def _calibration(job: Job) -> dict[str, Any] | None:
+    """What the ranges of activations come from, for the artifact's key and manifest."""
+    if not needs_calibration(job.built_as):
+        return None
+    calibration = job.layout.pipeline.calibration
+    # Here, not above: it loads an image library, which only a calibration needs.
+    from compile.calibration_images import images_digest
+
+    return {**calibration.model_dump(mode="json"), "digest": images_digest(calibration)}
 
 
 def _included(job: Job) -> list[Source]:
@@ -153,10 +183,10 @@ def _check_size(binary: Path, job: Job, source_bytes: int) -> None:
         ToolError: it is larger, e.g. because a shared embedding was written twice, or cut short.
     """
     weights = source_bytes / 4
-    expected = weights * _BYTES_PER_WEIGHT[job.precision]
+    least, most = (weights * size for size in _BYTES_PER_WEIGHT[job.built_as])
     actual = binary.stat().st_size
-    if not 0.5 * expected - _SLACK_BYTES <= actual <= expected * 1.02 + _SLACK_BYTES:
+    if not least - _SLACK_BYTES <= actual <= most + _SLACK_BYTES:
         raise ToolError(
-            f"{binary.name}: {actual:,} bytes, expected about {expected:,.0f} "
-            f"({weights:,.0f} weights in {job.precision}); look for weights stored twice"
+            f"{binary.name}: {actual:,} bytes, expected {least:,.0f} to {most:,.0f} "
+            f"({weights:,.0f} weights as {job.built_as}); look for weights stored twice"
         )

@@ -283,6 +283,8 @@ class TargetConfig(Strict):
     folder: str
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)]
     default_precision: Precision
+    #: what components of an integer set become where the pipeline file says nothing else
+    components: dict[Precision, dict[Component, Precision]] = {}
     #: cores a net is compiled for unless the pipeline file says otherwise, and how many the chip
     #: has (sophon)
     cores: PositiveInt = 1
