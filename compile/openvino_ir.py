@@ -79,26 +79,18 @@ class OpenVinoBackend:
 
     def _build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
         # Here, not above: an unchanged run must not wait for them to load.
-        import openvino
-
         from compile.ir_model import prepare
         from compile.ir_precision import convert
 
+        if job.target.static_shapes:
+            return self._build_static(job, source, folder)
         included = _included(job)
         prepared = prepare(job.task, source, included)
         xml = folder / f"{job.location.stem}.xml"
         model = prepared.model
         if job.built_as in INTEGERS:
             model = convert(model, job, job.built_as)
-        try:
-            openvino.save_model(model, xml, compress_to_fp16=job.built_as != "f32")
-            saved = openvino.Core().read_model(xml)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ToolError(
-                f"{shown(job.location.folder)}: OpenVINO could not write the IR ({reason}); "
-                "check free space"
-            ) from None
+        saved = _save(model, xml, job)
         net = checked(saved, prepared.net, xml)
         size_bytes = sum(part.size_bytes for part in (source, *included))
         _check_size(xml.with_suffix(".bin"), job, size_bytes)
@@ -109,6 +101,35 @@ class OpenVinoBackend:
             "nets": (net.model_copy(update={"file": xml.name}),),
             "tools": _tools(job),
         }
+
+    def _build_static(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
+        """One IR per net; weights are stored with each."""
+        from compile.ir_static import static_model, static_shapes
+
+        nets = []
+        for shape in static_shapes(job, source):
+            model, net = static_model(source, shape)
+            suffix = "" if shape.name == "main" else f"_{shape.name}"
+            xml = folder / f"{job.location.stem}{suffix}.xml"
+            found = checked(_save(model, xml, job), net, xml)
+            _check_size(xml.with_suffix(".bin"), job, source.size_bytes)
+            nets.append(found.model_copy(update={"file": xml.name}))
+        return {**manifest_fields(job, source), "nets": tuple(nets), "tools": _tools(job)}
+
+
+def _save(model: openvino.Model, xml: Path, job: Job) -> openvino.Model:
+    """Writes an IR and reads it back."""
+    import openvino
+
+    try:
+        openvino.save_model(model, xml, compress_to_fp16=job.built_as != "f32")
+        return openvino.Core().read_model(xml)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ToolError(
+            f"{shown(job.location.folder)}: OpenVINO could not write the IR ({reason}); "
+            "check free space"
+        ) from None
 
 
 def _tools(job: Job) -> dict[str, str]:

@@ -35,7 +35,8 @@ def jobs(selection: Selection) -> list[Job]:
         holder = offered[target.backend].holder
         for task in selection.tasks:
             # A component that is merged into another one is built with it.
-            held = dict.fromkeys(holder(task, c) for c in selection.task_components(task))
+            wanted = selection.task_components(task)
+            held = dict.fromkeys(c if target.static_shapes else holder(task, c) for c in wanted)
             found += [Job(layout, task, component, target, precision) for component in held]
     return found
 

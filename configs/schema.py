@@ -276,7 +276,7 @@ class PipelineConfig(Strict):
 class TargetConfig(Strict):
     """One compilation target, from configs/targets/<name>.yaml."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     #: which compiler and runtime session serve it
     backend: Literal["openvino", "sophon"]
     #: artifact folder below the task folder
@@ -285,6 +285,8 @@ class TargetConfig(Strict):
     default_precision: Precision
     #: what components of an integer set become where the pipeline file says nothing else
     components: dict[Precision, dict[Component, Precision]] = {}
+    #: whether nets get fixed shapes (openvino; SOPHON's always do)
+    static_shapes: bool = False
     #: cores a net is compiled for unless the pipeline file says otherwise, and how many the chip
     #: has (sophon)
     cores: PositiveInt = 1

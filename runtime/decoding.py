@@ -167,6 +167,7 @@ class FixedRun(DecoderRun):
         self._first = session.nets.get("first_pass", self._step)
         self._slots = fixed_axis(self._step, "past.0.key", 1)
         self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)
+        self._step_tokens = fixed_axis(self._step, "self_attention_mask", 2)
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``."""
@@ -193,7 +194,7 @@ class FixedRun(DecoderRun):
         return logits
 
     def _call(self, net: Net, row: int, tokens: List[int]) -> np.ndarray:
-        length = 1 if net is self._step else self._first_tokens
+        length = self._step_tokens if net is self._step else self._first_tokens
         past = int(self._cache.lengths[row])
         context = self._cross.select(self._contexts[row : row + 1])
         feeds = fixed_call(tokens, length, past, self._slots)

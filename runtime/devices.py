@@ -7,9 +7,10 @@ from typing import List, Optional, Sequence
 from runtime.errors import BackendError, InputError
 
 ONNX_TARGET = "onnx"
-OPENVINO_TARGET = "openvino"
+#: IR with dynamic shapes, and with fixed ones.
+OPENVINO_TARGETS = ("openvino", "openvino_npu")
 #: Targets that are not SOPHON chips.
-HOST_TARGETS = (ONNX_TARGET, OPENVINO_TARGET)
+HOST_TARGETS = (ONNX_TARGET, *OPENVINO_TARGETS)
 #: Value of ``device`` that runs a BModel on the vendor's chip simulator.
 SIMULATOR = "simulator"
 DEFAULT_DEVICE = "CPU"
@@ -31,7 +32,7 @@ def check_device(target: str, device: Optional[str]) -> None:
 
 def fits(target: str, device: str) -> bool:
     """Whether a device's name is one that a target could run on."""
-    if target == OPENVINO_TARGET:
+    if target in OPENVINO_TARGETS:
         return not device.isdigit() and device != SIMULATOR
     if target == ONNX_TARGET:
         return device.upper() == DEFAULT_DEVICE
@@ -40,7 +41,7 @@ def fits(target: str, device: str) -> bool:
 
 def expected(target: str) -> str:
     """What may be named for a target, for messages."""
-    if target == OPENVINO_TARGET:
+    if target in OPENVINO_TARGETS:
         return "an OpenVINO device: AUTO, CPU, GPU, GPU.1, NPU ('blip-edge devices' lists them)"
     if target == ONNX_TARGET:
         return "CPU"

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 from runtime.devices import check_device, fits
 from runtime.errors import InputError
 from runtime.generation_settings import GenerationSettings
-from runtime.sessions import MODES, PERFORMANCE_HINTS
+from runtime.sessions import MODE_CHOICES, PERFORMANCE_HINTS
 
 DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
 
@@ -109,7 +109,7 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         help="OpenVINO device (CPU, GPU, NPU, AUTO; default CPU); for a chip its number or "
         "'simulator'; 'blip-edge devices' lists what there is",
     )
-    group.add_argument("--mode", choices=MODES, default="exact", help="OpenVINO arithmetic")
+    group.add_argument("--mode", choices=MODE_CHOICES, default="exact", help="OpenVINO arithmetic")
     group.add_argument(
         "--performance-hint", choices=PERFORMANCE_HINTS, default="latency", help="OpenVINO hint"
     )

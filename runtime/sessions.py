@@ -12,7 +12,7 @@ from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional,
 
 import numpy as np
 
-from runtime.devices import SIMULATOR
+from runtime.devices import OPENVINO_TARGETS, SIMULATOR
 from runtime.errors import ArtifactError, BackendError, InputError
 from runtime.file_pool import FilePool
 from runtime.manifests import ComponentManifest, HostLookup, Net, TensorSpec
@@ -21,6 +21,8 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 ArrayDict = Dict[str, "np.ndarray[Any, Any]"]
 
 MODES = ("exact", "fast")
+#: What users may ask for: ``int8`` is the set of that precision, at the device's default.
+MODE_CHOICES = (*MODES, "int8")
 PERFORMANCE_HINTS = ("latency", "throughput")
 
 
@@ -47,7 +49,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise InputError(f"mode '{self.mode}': choose from {', '.join(MODES)}")
+            raise InputError(f"mode '{self.mode}': choose from {', '.join(MODE_CHOICES)}")
         if self.performance_hint not in PERFORMANCE_HINTS:
             known = ", ".join(PERFORMANCE_HINTS)
             raise InputError(f"performance_hint '{self.performance_hint}': choose from {known}")
@@ -59,6 +61,19 @@ class SessionOptions:
     def with_device(self, device: Optional[str]) -> "SessionOptions":
         """The same options for another device."""
         return replace(self, device=device)
+
+
+def resolved_mode(mode: str, precision: Optional[str]) -> Tuple[str, Optional[str]]:
+    """Mode of the device and precision of the artifacts for what a user asked for.
+
+    Raises:
+        InputError: mode ``int8`` with artifacts of another precision.
+    """
+    if mode != "int8":
+        return mode, precision
+    if precision not in (None, "int8"):
+        raise InputError(f"mode int8: takes int8 artifacts, not {precision}; use mode fast")
+    return "fast", "int8"
 
 
 class Session(ABC):
@@ -240,7 +255,7 @@ def open_session(manifest: ComponentManifest, options: SessionOptions) -> Sessio
         from runtime.onnxruntime_session import OnnxRuntimeSession
 
         return OnnxRuntimeSession(manifest, options)
-    if manifest.target == "openvino":
+    if manifest.target in OPENVINO_TARGETS:
         from runtime.openvino_session import OpenVinoSession
 
         return OpenVinoSession(manifest, options)

@@ -26,7 +26,7 @@ from runtime.images import ImageSource, PreparedImage
 from runtime.manifests import TaskManifest, TextSettings
 from runtime.preprocessing import ImagePreprocessor
 from runtime.search import Sequence
-from runtime.sessions import Session, SessionOptions
+from runtime.sessions import Session, SessionOptions, resolved_mode
 from runtime.stages import chunk_rows
 from runtime.streaming import StopSignal, Stream
 from runtime.timing import Timings
@@ -76,7 +76,8 @@ class Task:
             target: ``onnx``, ``openvino`` or a chip, e.g. ``bm1684x``.
             precision: of the artifacts; None takes what is there, half precision first.
             device: OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index, or ``simulator``.
-            mode: OpenVINO arithmetic, ``exact`` (float32) or ``fast`` (the device's default).
+            mode: OpenVINO arithmetic, ``exact`` (float32), ``fast`` (the device's default), or
+                ``int8`` (the ``int8`` artifacts at the device's default).
             performance_hint: OpenVINO ``latency`` or ``throughput``.
             cache_folder: where OpenVINO's compiled models are kept for later starts; None: in the
                 user's cache folder; False: nowhere.
@@ -90,6 +91,7 @@ class Task:
             ArtifactError: missing, damaged or too new artifacts.
             BackendError: the backend is missing.
         """
+        mode, precision = resolved_mode(mode, precision)
         options = SessionOptions(
             device=device,
             mode=mode,
