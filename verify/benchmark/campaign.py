@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from verify.benchmark.worker_process import WorkerError
 #: A sample lasts at least this long: short calls are repeated, so that clocks and ticks matter
 #: little.
 LEAST_SAMPLE_S = 0.25
+#: Compile nothing per shape: once warm, they need no warm-up for another one.
+SHAPELESS = ("torch_f32", "torch_bf16", "onnxruntime")
 #: How often a disturbed sample is taken again.
 RETAKES = 2
 
@@ -87,6 +90,12 @@ class Campaign:
             for workload in workloads:
                 if variant in self.failures or variant not in workers:
                     continue
+                if variant in SHAPELESS and variant in self.first_call_s:
+                    # Rows cost about the same each; this only plans the block's time.
+                    costs[variant, workload.name] = (
+                        self._greedy_s(variant) * workload.batch * max(1.0, 0.6 * workload.beams)
+                    )
+                    continue
                 self.report(f"{block.name}, warming up: {variant} {workload.name}", left_s)
                 try:
                     first = workers[variant].measure(workload, 0.0)
@@ -134,6 +143,10 @@ class Campaign:
         """Whether the machine is simply busy: taking samples again then only takes longer."""
         mine = [sample for sample in self.samples if sample.block == block.name]
         return len(mine) >= 6 and sum(not s.clean for s in mine) > len(mine) / 2
+
+    def _greedy_s(self, variant: str) -> float:
+        mine = [s.total_ms for s in self.samples if (s.variant, s.workload) == (variant, "greedy")]
+        return max(LEAST_SAMPLE_S, statistics.median(mine) / 1000 if mine else 0.0)
 
     def _remember_memory(self, workers: Mapping[str, Measures]) -> None:
         for variant, worker in workers.items():

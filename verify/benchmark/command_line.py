@@ -133,10 +133,11 @@ def folder_share(
     """
     folder = photos(work, images)
     shares, rates, alone = [], [], []
+    before = inference_images_per_s()
     for _ in range(rounds):
-        before = inference_images_per_s()
         rate = steady_rate(line.run(folder)[0])
-        pure = (before + inference_images_per_s()) / 2
+        after = inference_images_per_s()
+        pure, before = (before + after) / 2, after
         shares.append(rate / pure)
         rates.append(rate)
         alone.append(pure)

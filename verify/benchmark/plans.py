@@ -35,7 +35,8 @@ def plan(
     most = rounds or (5 if quick else 11)
     few = max(3, (most + 1) // 2) if rounds is None else max(1, (rounds + 1) // 2)
     modes = tuple(name for name in variants if name in MODES)
-    others = modes if quick else variants
+    # Another batch or beam count makes torch.compile compile for minutes.
+    others = modes if quick else tuple(name for name in variants if name != "torch_compile")
     blocks = [
         Block(
             "answer",

@@ -238,7 +238,7 @@ def _command_line(
             return BATCH_16.batch * 1000.0 / float(sample["total_ms"])
 
         try:
-            count, rounds = (64, 1) if options.quick else (96, 3)
+            count, rounds = (48, 1) if options.quick else (64, 3)
             folders[line.mode] = folder_share(line, count, work, inference, rounds)
         except WorkerError as error:
             failures[line.mode] = str(error)
