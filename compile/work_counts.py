@@ -33,7 +33,9 @@ _INTEGER = re.compile(r"^[us]?i(8|4)$")
 
 
 def read_profiles(profiles: Sequence[Path]) -> Work | None:
-    """Work of one net from its cores' compiler profiles, or None where one is missing.
+    """Work of one net from its cores' compiler profiles, or None where the first is missing.
+
+    A small net may leave a core without work and without a profile.
 
     The shares are of the first core's time: an engine is busy while it executes a command. Bytes
     and the share of the bandwidth are sums over the cores. The compiler gives each core all of it,
@@ -41,7 +43,7 @@ def read_profiles(profiles: Sequence[Path]) -> Work | None:
     """
     cores = [_read_profile(path) for path in profiles]
     found = [core for core in cores if core is not None]
-    if not found or len(found) < len(cores):
+    if not cores or cores[0] is None:
         return None
     shares = [core.bandwidth_share for core in found if core.bandwidth_share is not None]
     return found[0].model_copy(

@@ -43,7 +43,8 @@ def test_a_profile_tells_operations_bytes_and_the_busier_engine(tmp_path: Path) 
     assert both is not None
     # The compiler gives each core the whole bandwidth: the sum shows it.
     assert (both.operations, both.moved_bytes, both.bandwidth_share) == ({"all": 2000}, 1900, 1.2)
-    assert read_profiles([first, tmp_path / "compiler_profile_2.txt"]) is None
+    assert read_profiles([first, tmp_path / "compiler_profile_2.txt"]) == one
+    assert read_profiles([tmp_path / "compiler_profile_2.txt", first]) is None
     second.write_text("flops: 1")
     assert read_profiles([second]) is None
 

@@ -88,8 +88,9 @@ def test_a_token_moves_ids_mask_and_logits_only(reference_artifacts: Path, sail)
     sent = {later[0] - earlier[0] for earlier, later in itertools.pairwise(crossed)}
     read = {later[1] - earlier[1] for earlier, later in itertools.pairwise(crossed)}
     slots = manifest.shapes.past_tokens
-    assert sent == {4 + 4 + 4 * (slots + 1)}, "id, position, mask"
-    assert read == {4 * manifest.text.vocabulary_size}, "logits"
+    row = 2 * manifest.dimensions.hidden_size
+    assert sent == {row + row + 2 * (slots + 1)}, "token row, position row, mask"
+    assert read == {2 * manifest.text.vocabulary_size}, "logits"
 
 
 @pytest.mark.usefixtures("sail")
