@@ -135,10 +135,10 @@ def coarse(output: Any) -> Any:
 
 
 def overflowing(output: Any) -> Any:
-    """Half precision in the middle of a float32 graph, beyond its range."""
-    large = ops.multiply(output, np.float32(60000.0))
-    half = ops.convert(ops.convert(large, "f16"), "f32")
-    return ops.multiply(half, np.float32(1 / 60000.0))
+    """What half precision makes of values scaled by 60,000: infinities beyond its range."""
+    beyond = ops.greater(ops.abs(output), np.float32(65504 / 60000))
+    infinite = ops.multiply(ops.sign(output), np.float32(np.inf))
+    return ops.select(beyond, infinite, output)
 
 
 def truncated(array: np.ndarray) -> np.ndarray:

@@ -134,3 +134,17 @@ def test_unknown_mode_and_target_are_refused(tmp_path: Path) -> None:
     for options in (["--mode", "slow"], ["--target", "openvino,onnx"], ["--target", "abacus"]):
         assert CliRunner().invoke(application, ["bisect", *options]).exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chip_is_looked_into_with_the_vendor_s_own_tools(reference_artifacts: Path) -> None:
+    options = ["--task", "itm", "--component", "vision_projection", "--target", "bm1688"]
+    result = CliRunner().invoke(application, ["bisect", *options])
+    assert result.exit_code == 0, result.output
+    record = json.loads((reference_artifacts / "bisect" / "itm_bm1688_f16.json").read_text())
+    (part,) = [c for c in record["components"] if c["comparison"] == "onnxruntime_vs_target"]
+    assert "--dump_all_tensors" in part["method"]
+    found = {layer["tensor"]: layer for layer in part["layers"]}
+    assert found["image_features"]["vendor_name"].startswith("image_features_")
+    # Half precision: neither exact nor beyond the bound.
+    assert 0.0 < found["image_features"]["accumulated"] < part["bound"]
+    assert part["faults"] == []

@@ -186,7 +186,8 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
         return layer_check(subject, layers, "f32")
     samples = bench.samples(item.artifacts, component)
     target = item.artifacts.components[component]
-    layers = target_layers(onnx, target, samples, subject.variant, item.artifacts.precision)
+    stored = item.artifacts.stored(component)
+    layers = target_layers(onnx, target, samples, subject.variant, stored)
     return layer_check(subject, layers, arithmetic(item.artifacts, subject.variant))
 
 

@@ -195,7 +195,7 @@ def _openvino(
     artifacts = result.artifacts
     samples = bench.samples(artifacts, component)
     # Rounded weights are part of what is compared at the device's default, not of what is allowed.
-    precision: Precision = artifacts.precision if result.mode == "exact" else "f32"
+    precision: Precision = artifacts.stored(component) if result.mode == "exact" else "f32"
     onnx = result.task.onnx.components[component]
     layers = target_layers(onnx, manifest, samples, result.mode, precision)
     bound = _bound(artifacts, component, result.mode)
@@ -205,14 +205,14 @@ def _openvino(
 
 
 def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> float:
-    computed = arithmetic(artifacts, mode)
-    task = artifacts.components[component].task
+    computed = arithmetic(artifacts, mode, component)
+    manifest = artifacts.components[component]
     subject = Subject(
         "target_layers",
-        task,  # type: ignore[arg-type]
+        manifest.task,  # type: ignore[arg-type]
         component,
         artifacts.name,
-        artifacts.precision,
+        artifacts.stored(component),
         "layers",
         mode,
     )

@@ -167,6 +167,10 @@ def _decoding(run: _Run, prompt: Sequence[int], mask: Array | None) -> Iterator[
     for number, (_, feeds, outputs) in enumerate(run.calls["text_decoder"]):
         label = f"{run.case.name}, {'first pass' if number == 0 else f'step {number}'}"
         count = len(tokens)
+        if feeds["input_ids"].shape[1] < count:
+            # The other inputs are as wrong as the number of tokens.
+            yield from _ids(feeds, tokens, label)
+            return
         found = [
             *_ids(feeds, tokens, label),
             *_positions(feeds, count, past, label),
