@@ -19,11 +19,13 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 .PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\n  options: CONFIG=%s TASK= TARGET= PRECISION= COMPONENT= DRY_RUN=1 FORCE=1 VERIFY=full\n' '$(CONFIG)'
+help:
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nOptions:  CONFIG=%s TASK= TARGET= PRECISION= COMPONENT= DRY_RUN=1 FORCE=1 VERIFY=full\n' '$(CONFIG)'
 
-all: setup ## set up, export, compile for every target of CONFIG, verify
+##@ Start here
+all: setup ## everything: set up, export, compile for every target of CONFIG, verify, report
 	@$(PYTHON) -m export $(select) $(dry_run) $(force)
 	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
 	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full); \
@@ -44,6 +46,7 @@ $(TPU_ENVIRONMENT): requirements/tpu.txt requirements/tpu-constraints.txt script
 doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
 	@$(PYTHON) -m scripts.doctor
 
+##@ Build
 export: $(ENVIRONMENT) ## checkpoints -> ONNX, one file per component
 	@$(PYTHON) -m export $(select) $(dry_run) $(force)
 
@@ -56,7 +59,8 @@ bmodel: export $(TPU_ENVIRONMENT) ## ONNX -> BModel for TARGET=bm1684|bm1684x|bm
 compile: export $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
 	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
 
-verify: setup ## prove every artifact against onnxruntime and the checkpoint (VERIFY=full: full-size simulation)
+##@ Prove and measure
+verify: setup ## every artifact against onnxruntime and the checkpoint (VERIFY=full: simulate full size too)
 	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
 
 estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, sizes (TOKENS=12 ANSWER_TOKENS=3)
@@ -78,6 +82,7 @@ evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the check
 bench: $(ENVIRONMENT) ## measure torch, onnxruntime, the notebook's design and our modes side by side (QUICK=1)
 	@$(PYTHON) -m verify bench $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(if $(TASK),--task $(TASK)) $(if $(QUICK),--quick)
 
+##@ Develop
 test: setup ## run the tests
 	@$(PYTHON) -m pytest
 

@@ -28,6 +28,8 @@ DISK_BYTES = 4 * 2**30
 #: Largest peak of the default pipeline; a full-size BLIP-base needs 6 GiB.
 MEMORY_BYTES = 3 * 2**30
 FULL_SIZE_MEMORY_BYTES = 6 * 2**30
+#: Chromium's names on Debian, Ubuntu and Fedora, and Google's own.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MINIMUM_PYTHON = (3, 11)
 
 
@@ -39,6 +41,8 @@ class Check:
     status: Status
     found: str
     cure: str = ""
+    #: checks of one group are shown as one line while all of them are ok
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def check_packages() -> Iterator[Check]:
             yield Check(name, "missing", "not installed", "make setup")
             continue
         if found == wanted:
-            yield Check(name, "ok", found)
+            yield Check(name, "ok", found, group="Python packages")
         else:
             yield Check(name, "missing", f"{found}, pinned is {wanted}", "rm -r .venv; make setup")
 
@@ -157,6 +161,21 @@ def check_devices() -> Iterator[Check]:
     nodes = sorted(path.name for path in Path("/dev").glob("bm-sophon*"))
     found = ", ".join(nodes) if nodes else "no card or SoC here"
     yield Check("SOPHON device", "ok" if nodes else "absent", found)
+
+
+def browser_path() -> str | None:
+    """An installed Chromium: the environment's ``BROWSER_PATH``, or the first on the path."""
+    if given := os.environ.get("BROWSER_PATH"):
+        return given
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def check_browser() -> Check:
+    """Chromium, which only the tests of the report need."""
+    if path := browser_path():
+        return Check("browser", "ok", path)
+    cure = "only for make test-browser: apt-get install chromium"
+    return Check("browser", "absent", "no Chromium", cure)
 
 
 def openvino_devices() -> tuple[str, ...]:

@@ -59,6 +59,7 @@ def diagnose() -> Diagnosis:
         *checks.check_machine(),
         *checks.check_checkpoints(pipeline),
         *checks.check_devices(),
+        checks.check_browser(),
     )
     targets = tuple(checks.report_target(name, tpu_ready) for name in target_names())
     return Diagnosis(found, targets, tuple(pipeline.targets))
@@ -71,9 +72,15 @@ def show(diagnosis: Diagnosis) -> None:
 
     from configs.console import output
 
+    groups: set[str] = set()
     table = Table("this machine", "status", "found", box=None, header_style="bold")
     for check in diagnosis.checks:
-        table.add_row(check.name, _MARKS[check.status], escape(check.found))
+        if not check.group:
+            table.add_row(check.name, _MARKS[check.status], escape(check.found))
+        elif check.group not in groups:
+            groups.add(check.group)
+            count = sum(other.group == check.group for other in diagnosis.checks)
+            table.add_row(check.group, _MARKS["ok"], f"{count} in their pinned versions")
     output.print(table)
     table = Table("target", "build", "verify", "precisions", box=None, header_style="bold")
     for target in diagnosis.targets:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from scripts.checks import browser_path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Compiled models of tests go where the rest of a run's temporary files go, not to the user's cache.
@@ -26,18 +27,9 @@ OPT_IN = {
 }
 
 
-#: where a browser may be, by the names of Debian, Ubuntu, Fedora and Google
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_BROWSER = (
     "needs a browser; run: apt-get install chromium (or set BROWSER_PATH), then: make test-browser"
 )
-
-
-def browser_path() -> str | None:
-    """An installed Chromium, or None."""
-    if given := os.environ.get("BROWSER_PATH"):
-        return given
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

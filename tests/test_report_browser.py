@@ -16,7 +16,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.conftest import ROOT, browser_path, run_stage
+from scripts.checks import browser_path
+from tests.conftest import ROOT, run_stage
 from tests.report_support import HOSTILE, Pipeline, component_check, token_check
 from tests.test_report_page import report
 
