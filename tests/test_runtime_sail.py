@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs.scenes import draw, questions, scenes
+from runtime.device_decoding import DeviceCrossStates
 from runtime.errors import BackendError
 from runtime.manifests import TensorSpec, read_component_manifest
 from runtime.sail_session import SailSession
@@ -91,6 +93,33 @@ def test_a_token_moves_ids_mask_and_logits_only(reference_artifacts: Path, sail)
     row = 2 * manifest.dimensions.hidden_size
     assert sent == {row + row + 2 * (slots + 1)}, "token row, position row, mask"
     assert read == {2 * manifest.text.vocabulary_size}, "logits"
+
+
+@pytest.mark.usefixtures("sail")
+def test_keys_and_values_get_the_dtype_that_the_decoder_takes(reference_artifacts: Path):
+    folder = reference_artifacts / "caption" / "BM1684X"
+    manifests = {
+        name: read_component_manifest(next(folder.glob(f"*{name}*_f16_1b.manifest.json")))
+        for name in ("cross_key_values", "text_decoder")
+    }
+    options = SessionOptions(device="0")
+    projection = SailSession(manifests["cross_key_values"], options)
+    decoder = SailSession(manifests["text_decoder"], options)
+    decoder.load()
+    states = np.random.default_rng(0).normal(size=projection.inputs[0].shape).astype(np.float32)
+    cross = DeviceCrossStates.project(projection, states, None)
+    (half,) = cross.tensors
+    before = {
+        spec.name: widened(projection.read(half[spec.name], spec)) for spec in projection.outputs
+    }
+    step = decoder.net("step")
+    wide = replace(step, inputs=tuple(replace(spec, dtype="float32") for spec in step.inputs))
+    for _ in range(2):  # a second prompt finds them converted
+        cross.fit(decoder, wide)
+        for name, expected in before.items():
+            found = cross.tensors[0][name].asnumpy()
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.usefixtures("sail")

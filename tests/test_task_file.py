@@ -46,7 +46,7 @@ def test_nets_answer_the_same_from_the_task_file_alone(matching: Path) -> None:
     for manifest in component_manifests(matching):
         with open_session(manifest, OPTIONS) as session:
             own[manifest.component] = session.run(feeds(session))
-    for path in matching.glob("BM1688/itm_*_f16_1b.bmodel"):
+    for path in matching.glob("BM1688/itm_*_bm1688_f16_1b.bmodel"):
         path.unlink()
     opened = Artifacts.open(matching, "itm", target="bm1688", options=OPTIONS)
     try:
