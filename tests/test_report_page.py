@@ -371,3 +371,32 @@ def test_margin_is_that_of_the_figure_closest_to_its_bound() -> None:
     assert closest is not None
     assert closest.part == "text_decoder"
     assert closest.margin == pytest.approx(1.5)
+
+
+def test_stages_and_layers_have_their_own_table(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.build()
+    base = component_check("caption", "text_decoder", "openvino", "f16", 1e-3, 5e-3)
+    layers = base | {
+        "stage": "target_layers",
+        "kind": "layers",
+        "metrics": {"introduced_error": 2e-6},
+        "tolerance": {"max_introduced_error": 5e-6},
+    }
+    finding = {"stage": "settings", "where": "end_token_id", "what": "3 instead of 2"}
+    stage = base | {
+        "stage": "checkpoint_vs_host",
+        "kind": "stage",
+        "component": None,
+        "metrics": {"findings": [finding]},
+        "tolerance": {"source": "the checkpoint's own files"},
+        "passed": False,
+        "problems": ["settings: end_token_id: 3 instead of 2"],
+    }
+    pipeline.verdict([base, layers, stage])
+    assert report(pipeline).state == "failed"
+    check_self_contained(pipeline.page)
+    text = text_of(pipeline.page)
+    assert "settings: end_token_id: 3 instead of 2" in text
+    assert "error of the worst layer by itself 2.0e-6 at most 5.0e-6 passed" in text
+    assert "differences from the checkpoint 1 0 failed" in text
