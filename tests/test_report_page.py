@@ -166,7 +166,7 @@ def test_artifact_changed_after_its_verification_is_not_called_verified(whole: P
     assert report(whole).state == "incomplete"
     text = text_of(whole.page)
     assert "Verdict incomplete" in text
-    assert "changed after it was verified" in text
+    assert "Rebuilt or removed after it was verified: " in text
 
 
 def test_vanished_artifact_is_noticed(whole: Pipeline) -> None:

@@ -23,6 +23,7 @@ MOST_CASES = 6
 FEWEST_CASES = 3
 #: Bars of a divergence histogram; later positions share the last one.
 MOST_POSITIONS = 24
+FEWEST_POSITIONS = 8
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _histograms(subjects: list[Json]) -> Iterator[Histogram]:
             continue
         bars: dict[str, int] = {
             str(place): positions.get(place, 0)
-            for place in range(min(max(positions) + 1, MOST_POSITIONS - 1))
+            for place in range(min(max(max(positions) + 1, FEWEST_POSITIONS), MOST_POSITIONS - 1))
         }
         if later := sum(n for p, n in positions.items() if p >= MOST_POSITIONS - 1):
             bars[f"{MOST_POSITIONS - 1}+"] = later

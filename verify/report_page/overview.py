@@ -12,6 +12,8 @@ from verify.report_page.sources import Sources
 
 State = Literal["passed", "failed", "incomplete"]
 
+#: Names that one notice lists.
+MOST_NAMES = 4
 #: Headline and symbol of each state; the symbol's shape tells states apart without colour.
 HEADLINES: dict[State, str] = {
     "passed": "Verified",
@@ -107,18 +109,23 @@ def _count(number: int, what: str) -> str:
 
 def _notices(sources: Sources, every: Sequence[Row]) -> list[str]:
     again = f"make verify CONFIG={sources.config}"
-    found = [
-        f"{path} changed after it was verified; run: {again}" for path in _outdated(sources)[:5]
-    ]
+    found = []
+    if outdated := _outdated(sources):
+        names = ", ".join(outdated[:MOST_NAMES]) + _more(len(outdated))
+        found.append(f"Rebuilt or removed after it was verified: {names}; run: {again}")
     found += [
         f"Not simulated: {name}. A full verification does it; run: {again} VERIFY=full"
         for name in sources.verdict.get("not_simulated") or []
     ]
     unseen = sorted(not_covered(sources, every))
     if unseen and every:
-        names = ", ".join(unseen[:6]) + (" and more" if len(unseen) > 6 else "")
+        names = ", ".join(unseen[:MOST_NAMES]) + _more(len(unseen))
         found.append(f"Built, but not part of this verdict: {names}; run: {again}")
     return found + [f"Not readable: {line}" for line in sources.unreadable]
+
+
+def _more(count: int) -> str:
+    return f" and {count - MOST_NAMES} more" if count > MOST_NAMES else ""
 
 
 def _outdated(sources: Sources) -> list[str]:
