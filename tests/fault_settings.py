@@ -175,8 +175,8 @@ def _bgr() -> Iterator[None]:
 def _mirrored() -> Iterator[None]:
     from runtime.preprocessing import ImagePreprocessor
 
-    right = ImagePreprocessor.pixels
-    with patch.object(ImagePreprocessor, "pixels", lambda s, i: right(s, i)[..., ::-1]):
+    right = ImagePreprocessor.__call__
+    with patch.object(ImagePreprocessor, "__call__", lambda s, i: right(s, i)[..., ::-1]):
         yield
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import numpy_helper
 
 from configs.schema import Component, Precision, Task
@@ -96,7 +95,12 @@ def target_layers(
             names.append(sample.name)
     finally:
         trace.close()
-    return Layers(tuple(errors.result()), (), tuple(names))
+    faults = [
+        (graph.sites[name].layer, f"epsilon {trace.epsilons[name]:.1e} instead of {expected:.1e}")
+        for name, expected in graph.epsilons.items()
+        if name in trace.epsilons and not _same_epsilon(trace.epsilons[name], expected)
+    ]
+    return Layers(tuple(errors.result()), tuple(faults), tuple(names))
 
 
 def _own_inputs(graph: ExportedGraph, feeds: Arrays, tensors: Arrays) -> Arrays:
@@ -176,22 +180,18 @@ def _constants(
 def _epsilons(
     graph: ExportedGraph, points: Sequence[Pair], checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str]]:
-    producers = {name: node for node in graph.model.graph.node for name in node.output}
+    epsilons = graph.epsilons
     for pair in points:
         expected = getattr(checkpoint.modules.get(pair.module), "eps", None)
-        name = tensor_of(graph, pair)
-        if expected is None or pair.side != "output" or name not in producers:
+        found = epsilons.get(tensor_of(graph, pair) or "")
+        if expected is None or found is None or pair.side != "output":
             continue
-        node = producers[name]
-        if node.op_type != "LayerNormalization":
-            continue
-        found = _attribute(node, "epsilon", 1e-5)
-        if not np.isclose(found, expected, rtol=1e-3, atol=0.0):
+        if not _same_epsilon(found, expected):
             yield pair.scope, f"epsilon {found:.1e} instead of {expected:.1e}"
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
-    return next((float(a.f) for a in node.attribute if a.name == name), default)
+def _same_epsilon(found: float, expected: float) -> bool:
+    return bool(np.isclose(found, expected, rtol=1e-3, atol=0.0))
 
 
 def layer_tolerance(subject: Subject, arithmetic: Precision) -> LayerTolerance:

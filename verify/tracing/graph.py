@@ -21,6 +21,8 @@ Arrays = Mapping[str, Array]
 
 #: Appended to a tensor's name where a layer computes it from somebody else's inputs.
 _LOCAL = "@local"
+#: ONNX's epsilon where a LayerNormalization names none.
+DEFAULT_EPSILON = 1e-5
 _FLOAT = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
@@ -94,6 +96,16 @@ class ExportedGraph:
     def float_tensors(self) -> tuple[str, ...]:
         """Tensors that hold floating-point values, in the order of execution."""
         return tuple(self.sites)
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Epsilon of each LayerNormalization by its output."""
+        found = {}
+        for node in self.model.graph.node:
+            if node.op_type == "LayerNormalization":
+                given = [a.f for a in node.attribute if a.name == "epsilon"]
+                found[node.output[0]] = float(given[0]) if given else DEFAULT_EPSILON
+        return found
 
     def products_before(self, tensor: str) -> Iterator[str]:
         """Tensors from the product with a weight that makes a tensor, that tensor left out."""

@@ -14,8 +14,8 @@ from runtime.sessions import SessionOptions, widened
 from verify.artifacts import runtime_failures
 from verify.tracing.graph import Array, Arrays, ExportedGraph
 
-#: What states and their names hold once the past lies in the model.
-_PAST = "past."
+#: Operators from the MVN of a normalisation to its end: scale and shift.
+_STEPS_OF_A_NORM = 2
 
 
 class OpenVinoTrace(OpenVinoSession):
@@ -33,6 +33,9 @@ class OpenVinoTrace(OpenVinoSession):
         contract = {spec.name for net in manifest.nets for spec in net.outputs}
         self._wanted = set(names) - contract - set(_rewritten(manifest, graph))
         self._traced: dict[str, Array] = {}
+        #: epsilon of each normalisation, by the exported tensor that it makes
+        self.epsilons: dict[str, float] = {}
+        self._norms = graph.epsilons
 
     def tensors(self, feeds: Arrays, net: str | None = None) -> dict[str, Array]:
         """All tensors by the exported graph's names; outputs as the manifest maps them.
@@ -51,6 +54,8 @@ class OpenVinoTrace(OpenVinoSession):
             model = shared_core().read_model(model)
         ports = {}
         for operation in model.get_ops():
+            if operation.get_type_name() == "MVN":
+                self._note_epsilon(operation)
             if operation.get_type_name() in ("Constant", "Result", "Parameter"):
                 continue
             for port in operation.outputs():
@@ -58,6 +63,18 @@ class OpenVinoTrace(OpenVinoSession):
                     ports[name] = port
         model.add_outputs(list({id(port): port for port in ports.values()}.values()))
         return model
+
+    def _note_epsilon(self, operation: Any) -> None:
+        """A normalisation becomes MVN, a product and a sum; the sum has the exported name."""
+        found = operation
+        for _ in range(_STEPS_OF_A_NORM):
+            readers = [port.get_node() for port in found.output(0).get_target_inputs()]
+            if len(readers) != 1:
+                return
+            found = readers[0]
+            for name in found.output(0).get_names() & self._norms.keys():
+                self.epsilons[name] = float(operation.get_attributes()["eps"])
+                return
 
     def _outputs(self, net: Net, request: Any, arrays: list[Array]) -> list[Array]:
         outputs = super()._outputs(net, request, arrays)
