@@ -12,6 +12,9 @@ from compile import tpu_mlir
 from compile.backend import Job, Source, manifest_fields
 from compile.bmodel_info import BModelInfo, match_inputs, match_outputs
 from compile.bmodel_steps import (
+    INTEGER,
+    TABLE,
+    THRESHOLDS,
     Deployed,
     Graph,
     Steps,
@@ -27,16 +30,17 @@ from compile.shapes import net_names
 from compile.vendor_process import MemoryBudget, VendorTools, shell_line
 from configs.build import tool_versions
 from configs.errors import ToolError
-from configs.manifest import Estimate, HostLookup, Net
+from configs.manifest import Estimate, HostLookup, Net, Quantization, QuantizedNet
 from configs.schema import Component, Task
 
 if TYPE_CHECKING:
+    from compile.calibration.quantizer import Calibrated
     from compile.prepare import Prepared
 
 
 #: What of a target's file decides an artifact's content, beside its rewrites.
 _DECIDING = {
-    *("name", "cores", "borders", "address_mode"),
+    *("name", "cores", "borders", "address_mode", "integer_islands", "scale_per_channel"),
     *("attention_fusion", "combine_nets", "estimate_file"),
 }
 #: Largest value that a table may hold to be kept in half precision.
@@ -58,9 +62,16 @@ class SophonBackend:
         target = job.target
         check_names(target.rewrites, f"configs/targets/{target.name}.yaml")
         chip = target.model_dump(mode="json", include=_DECIDING)
-        graph = Graph(job, source, rewrites_of(target))
+        graph = Graph(job, source, rewrites_of(job))
+        calibration = {}
+        if job.built_as == INTEGER:
+            from compile.calibration.quantizer import calibration_key
+
+            nets = [artifact_net(job, net) for net in net_names(job.task, job.component)]
+            calibration = {"quantization": calibration_key(job, nets)}
         return {
             **graph.key,
+            **calibration,
             "chip": chip,
             "precision": job.built_as,
             "tools": self._tools(),
@@ -68,7 +79,7 @@ class SophonBackend:
 
     def plan(self, job: Job, source: Source | None) -> list[str]:
         """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet."""
-        graph = Graph(job, source, rewrites_of(job.target))
+        graph = Graph(job, source, rewrites_of(job))
         lines = []
         for net in net_names(job.task, job.component):
             lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
@@ -79,7 +90,7 @@ class SophonBackend:
 
     def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
         """Prepare, transform, deploy, combine, read back."""
-        graph = Graph(job, source, rewrites_of(job.target))
+        graph = Graph(job, source, rewrites_of(job))
         prepared_folder, prepared = self._steps.prepare(graph)
         rewrites = prepared.rewrites
         if prepared.needed != graph.rewrites:
@@ -89,31 +100,77 @@ class SophonBackend:
         shutil.rmtree(deploy_folder(job), ignore_errors=True)
         commands: list[tpu_mlir.Argv] = []
         deployed = []
+        quantized: dict[str, QuantizedNet] = {}
         try:
             for net in prepared.nets:
                 top = self._steps.transform(graph, net.name, prepared.weights_bytes)
-                deployed.append(
-                    self._steps.deploy(job, net.name, top, prepared.weights_bytes, net.attentions)
+                files = None
+                if job.built_as == INTEGER:
+                    calibrated = self._calibrated(job, net.name, prepared_folder, prepared, top)
+                    files = {THRESHOLDS: calibrated.thresholds, TABLE: calibrated.table}
+                made = self._steps.deploy(
+                    job, net.name, top, prepared.weights_bytes, net.attentions, files
                 )
+                deployed.append(made)
+                if files is not None:
+                    quantized[net.name] = self._record(job, net.name, calibrated, folder)
                 commands += [graph.transform_argv(net.name), deploy_argv(job, net.name)]
-            files = self._steps.assemble(job, deployed, folder)
+            places = self._steps.assemble(job, deployed, folder)
         finally:
             shutil.rmtree(deploy_folder(job), ignore_errors=True)
         if is_combined(job):
             commands.append(combine_argv(job))
-        infos = {file: self._steps.info(job, folder / file) for file in sorted(set(files.values()))}
+        infos = {
+            file: self._steps.info(job, folder / file) for file in sorted(set(places.values()))
+        }
         lookups = self._tables(job, prepared, prepared_folder, folder)
         return {
             **manifest_fields(job, source),
             "nets": tuple(
-                self._net(job, prepared, one, files[one.net], infos[files[one.net]], lookups)
+                self._net(job, prepared, one, places[one.net], infos[places[one.net]], lookups)
                 for one in deployed
             ),
             "rewrites": rewrites,
             "commands": tuple(commands),
             "tools": self._tools(),
             "device_memory_bytes": sum(info.device_memory_bytes for info in infos.values()),
+            "quantization": self._quantization(job, quantized) if quantized else None,
         }
+
+    def _calibrated(
+        self, job: Job, net: str, prepared_folder: Path, prepared: Prepared, top: Path
+    ) -> Calibrated:
+        """Thresholds and quantize table of one net."""
+        from compile.calibration.quantizer import NetToQuantize, calibrate
+
+        one = NetToQuantize(job, net, artifact_net(job, net), prepared_folder, prepared, top)
+        with self._steps.measuring(prepared.weights_bytes):
+            return calibrate(one)
+
+    def _record(self, job: Job, net: str, calibrated: Calibrated, folder: Path) -> QuantizedNet:
+        """Puts the net's quantize table beside the BModel, and counts what became integers."""
+        from compile.calibration.quantizer import quantized_net
+        from compile.calibration.tables import SUFFIX
+
+        name = artifact_net(job, net)
+        table = f"{job.location.stem}.{net}{SUFFIX}"
+        (folder / table).write_text(calibrated.readable)
+        final = deploy_folder(job) / net / name / "final.mlir"
+        return quantized_net(final, calibrated, table)
+
+    def _quantization(self, job: Job, nets: dict[str, QuantizedNet]) -> Quantization:
+        from compile.calibration.examples import examples_digest
+        from compile.calibration.quantizer import METHOD
+
+        calibration = job.layout.pipeline.calibration
+        return Quantization(
+            source=calibration.source,
+            samples=calibration.samples,
+            seed=calibration.seed,
+            digest=examples_digest(calibration, job.task),
+            method=METHOD,
+            nets=nets,
+        )
 
     def memory_bytes(self, source: Source) -> int:  # noqa: ARG002 - interface
         """Nothing of its own: each step holds its share of the budget."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,14 @@ from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
 from configs.load import shown
 from configs.manifest import Work, key_of
-from configs.schema import TargetConfig
 
 if TYPE_CHECKING:
     from compile.prepare import Prepared
 
+#: The precision that is calibrated, and its files in a net's deploy folder.
+INTEGER = "int8"
+THRESHOLDS = "thresholds.txt"
+TABLE = "quantize_table.txt"
 #: Expected peak memory: a fixed part in bytes and a multiple of the weights (BLIP-base, measured).
 _PREPARE_MEMORY = (0.3e9, 2.2)
 _TRANSFORM_MEMORY = (0.4e9, 4.8)
@@ -97,10 +101,12 @@ class Graph:
         return tpu_mlir.transform(artifact_net(self.job, net), onnx)
 
 
-def rewrites_of(target: TargetConfig) -> tuple[str, ...]:
-    """Names of the rewrites that a target's graphs get, in order."""
+def rewrites_of(job: Job) -> tuple[str, ...]:
+    """Names of the rewrites that an artifact's graphs get, in order."""
+    target = job.target
     opted_out = ("separate_attention",) if target.attention_fusion == "off" else ()
-    return (*target.rewrites, *opted_out)
+    integers = target.integer_rewrites if job.built_as == INTEGER else ()
+    return (*target.rewrites, *opted_out, *integers)
 
 
 def artifact_net(job: Job, net: str) -> str:
@@ -133,6 +139,9 @@ def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
         target.cores,
         native_borders=target.borders == "native",
         address_mode=target.address_mode,
+        thresholds=THRESHOLDS if job.built_as == INTEGER else None,
+        table=TABLE if job.built_as == INTEGER else None,
+        scale_per_channel=target.scale_per_channel,
     )
 
 
@@ -176,6 +185,10 @@ class Steps:
         folder = cached(graph.job.layout.work, graph.name, graph.key, make)
         return folder, read_prepared(folder)
 
+    def measuring(self, weights_bytes: int) -> AbstractContextManager[None]:
+        """A share of the memory budget for calibration: two copies of a net and its tensors."""
+        return self._budget.hold(_memory(_DEPLOY_MEMORY["f32"], weights_bytes))
+
     def transform(self, graph: Graph, net: str, weights_bytes: int) -> Path:
         """Top-level MLIR of one net; made once for all chips that take this graph."""
         argv = graph.transform_argv(net)
@@ -195,9 +208,15 @@ class Steps:
         return cached(graph.job.layout.work, name, graph.top_key(net), make)
 
     def deploy(
-        self, job: Job, net: str, top: Path, weights_bytes: int, attentions: int
+        self,
+        job: Job,
+        net: str,
+        top: Path,
+        weights_bytes: int,
+        attentions: int,
+        quantized: Mapping[str, str] | None = None,
     ) -> Deployed:
-        """One net's BModel for one chip.
+        """One net's BModel for one chip; ``quantized`` holds the texts of thresholds and table.
 
         Raises:
             ToolError: the compiler failed, or did not fuse all of the graph's ``attentions`` where
@@ -208,6 +227,8 @@ class Steps:
         name = artifact_net(job, net)
         for file in tpu_mlir.transformed(name):
             (folder / file).symlink_to(top / file)
+        for file, text in (quantized or {}).items():
+            (folder / file).write_text(text)
         log = _log(job, net)
         log.unlink(missing_ok=True)
         argv = deploy_argv(job, net)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +126,14 @@ def _spec(value: onnx.ValueInfoProto) -> tuple[tuple[int | str, ...], str]:
         d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in tensor.shape.dim
     )
     return shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+
+
+@contextmanager
+def saved_beside(model: onnx.ModelProto, graph: Path) -> Iterator[Path]:
+    """A changed copy of a graph for a moment, in the folder that holds its weights."""
+    path = graph.with_name(f"{graph.stem}.{os.getpid()}.{threading.get_ident()}.onnx")
+    onnx.save_model(model, path)
+    try:
+        yield path
+    finally:
+        path.unlink()

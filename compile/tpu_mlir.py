@@ -61,6 +61,9 @@ def deploy(
     *,
     native_borders: bool = False,
     address_mode: str | None = None,
+    thresholds: str | None = None,
+    table: str | None = None,
+    scale_per_channel: bool = False,
 ) -> Argv:
     """``<net>.mlir`` -> ``<net>.bmodel`` for one chip. Log level 1 lists the fusions made.
 
@@ -68,6 +71,10 @@ def deploy(
     that computes in half precision. In other nets it would make the borders integers.
     """
     half = precision in HALF_PRECISIONS
+    calibration = ("--calibration_table", thresholds) if thresholds else ()
+    # Left out, BM1684X and BM1688 give a whole matrix one scale.
+    per_channel = ("--matmul_perchannel",) if scale_per_channel and thresholds else ()
+    islands = ("--quantize_table", table) if table else ()
     addresses = ("--addr_mode", address_mode) if address_mode else ()
     borders = ("--quant_input", "--quant_output") if native_borders and half else ()
     several_cores = ("--num_core", str(cores)) if cores > 1 else ()
@@ -76,6 +83,9 @@ def deploy(
         *("--mlir", f"{net}.mlir"),
         *("--chip", chip),
         *("--quantize", _QUANTIZE[precision]),
+        *calibration,
+        *islands,
+        *per_channel,
         *several_cores,
         *borders,
         *addresses,

@@ -19,6 +19,8 @@ from rich.progress import (
 #: Messages go to standard error; standard output is for tables and data.
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False)
+#: The bar on the screen: a terminal has room for one, and a step's own bar is drawn below it.
+_shown: list[Progress] = []
 
 
 class Steps:
@@ -37,6 +39,15 @@ class Steps:
         """Advances by several steps."""
         self._progress.advance(self._task, count)
 
+    def extend(self, count: int) -> None:
+        """More steps than was known before."""
+        task = next(one for one in self._progress.tasks if one.id == self._task)
+        self._progress.update(self._task, total=(task.total or 0) + count)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self._progress.remove_task(self._task)
+
     def done(self, line: str | None = None) -> None:
         """Advances by one step, and prints its line above the bar."""
         if line:
@@ -48,8 +59,16 @@ class Steps:
 def steps(stage: str, total: int, *, remaining: bool = False) -> Iterator[Steps]:
     """A progress bar with ``total`` steps on standard error, removed when done.
 
-    ``remaining`` adds the time left, for steps of about equal length.
+    ``remaining`` adds the time left, for steps of about equal length. Within another bar it is
+    drawn below that one.
     """
+    if _shown:
+        inner = Steps(_shown[0], total, stage)
+        try:
+            yield inner
+        finally:
+            inner.close()
+        return
     left = (TextColumn("left"), TimeRemainingColumn()) if remaining else ()
     progress = Progress(
         SpinnerColumn(),
@@ -62,4 +81,8 @@ def steps(stage: str, total: int, *, remaining: bool = False) -> Iterator[Steps]
         transient=True,
     )
     with progress:
-        yield Steps(progress, total, stage)
+        _shown.append(progress)
+        try:
+            yield Steps(progress, total, stage)
+        finally:
+            _shown.remove(progress)

@@ -118,6 +118,34 @@ class Net(_Record):
     work: Work | None = None
 
 
+class QuantizedNet(_Record):
+    """What became integers in one net."""
+
+    #: the quantize table, a file beside the BModel
+    table: str
+    #: ``search``, or the file that the pipeline file named
+    source: str
+    #: operations of the table's net that compute on integers, and those in float
+    integer_operations: int
+    float_operations: int
+    #: share of all multiplications that is done on integers
+    integer_share: float
+    #: relative error of the outputs against float, as measured on calibration inputs; null if given
+    measured_error: float | None
+
+
+class Quantization(_Record):
+    """How integers were calibrated (docs/quantization.md)."""
+
+    source: str
+    samples: int
+    seed: int
+    #: digest of the examples
+    digest: str
+    method: str
+    nets: dict[str, QuantizedNet]
+
+
 class Rewrite(_Record):
     """A graph rewrite and the proof that it changed nothing."""
 
@@ -169,6 +197,8 @@ class ComponentManifest(_Record):
     tools: dict[str, str]
     checkpoint: Checkpoint
     device_memory_bytes: int | None = None
+    #: precision int8: what it was calibrated with, and what became integers (sophon)
+    quantization: Quantization | None = None
     build: Build
 
 

@@ -75,6 +75,8 @@ class TargetSelection(Strict):
     cores: PositiveInt | None = None
     #: how attention fusions are treated (sophon); null takes the target's own
     attention_fusion: AttentionFusion | None = None
+    #: folder of quantize tables to take instead of searching for them (docs/quantization.md)
+    quantize_tables: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _overrides_are_listed(self) -> TargetSelection:
@@ -240,7 +242,11 @@ class CalibrationConfig(Strict):
     source: Annotated[str, Field(min_length=1)] = "scenes"
     #: images, each with its questions or texts
     samples: PositiveInt = 64
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    #: largest relative error (root of summed squares) that integers may cause in a net's outputs
+    maximum_error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    #: samples on which a quantize table is searched for
+    measured_samples: PositiveInt = 8
 
 
 class PipelineConfig(Strict):
@@ -300,6 +306,12 @@ class TargetConfig(Strict):
     attention_fusion: AttentionFusion = "recorded"
     #: graph rewrites this chip needs, in order (compile/rewrites)
     rewrites: tuple[str, ...] = ()
+    #: further ones for nets of integers (sophon)
+    integer_rewrites: tuple[str, ...] = ()
+    #: what stays in float in a net of integers (sophon)
+    integer_islands: Literal["f32", "f16", "bf16"] = "f16"
+    #: whether an integer matrix has one scale per output column, or one for all (sophon)
+    scale_per_channel: bool = True
     #: whether nets of one component go into one file with shared weights (sophon)
     combine_nets: bool = False
     #: where the compiler leaves its latency estimate, or null where it leaves none (sophon)

@@ -45,7 +45,7 @@ def keys(pipeline: PrivatePipeline, component: str = "text_decoder") -> dict[str
         job = pipeline.job(component, target)
         result[target] = key_of(backends[job.target.backend].key_inputs(job, source))
         if job.target.backend == "sophon":
-            graph = bmodel_steps.Graph(job, source, bmodel_steps.rewrites_of(job.target))
+            graph = bmodel_steps.Graph(job, source, bmodel_steps.rewrites_of(job))
             result[f"{target} prepared"] = graph.prepared.name
             result[f"{target} top"] = graph.top("step").name
     return result

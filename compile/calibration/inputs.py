@@ -47,7 +47,7 @@ def pixels(image: Image.Image, settings: ImageSettings) -> Array:
     """An RGB image as ``[1, 3, height, width]`` float32: resized, rescaled, normalised."""
     resized = image.resize((settings.width, settings.height), _FILTERS[settings.resample])
     scaled = np.asarray(resized, dtype=np.float32) * np.float32(settings.rescale_factor)
-    mean, std = np.float32(settings.mean), np.float32(settings.std)
+    mean, std = (np.array(v, dtype=np.float32) for v in (settings.mean, settings.std))
     return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1)[None])
 
 

@@ -56,7 +56,15 @@ class Operation:
         if self.kind == "MatMul":
             return outputs * self.input_shapes[0][-1]
         if self.kind in {"Attention", "FAttention"} and len(self.input_shapes[0]) > 1:
-            return 2 * outputs * self.input_shapes[1][1]
+            keys = self.input_shapes[1] if len(self.input_shapes[1]) > 1 else self.input_shapes[0]
+            rows = math.prod(self.output_shape[:-1])
+            # One of the vendor's fused operators holds its linear layers as well.
+            linear = sum(
+                math.prod(shape) * rows
+                for shape, constant in zip(self.input_shapes, self.constant, strict=False)
+                if constant and len(shape) > 1 and shape[-1] > 1 and shape[-2] > 1
+            )
+            return 2 * outputs * keys[1] + linear
         return 0
 
     @property

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compile.calibration.mlir import Operation
-from compile.graph import Array, load_graph
+from compile.graph import Array, load_graph, saved_beside
 from compile.static_graph import session
 from configs.errors import ToolError
 
@@ -67,12 +67,8 @@ def collect(
     inner = [name for node in model.graph.node for name in node.output if name not in outputs]
     # onnxruntime infers the types of outputs that have none.
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name)
-    probe = graph.with_name(f"{graph.stem}.probe.onnx")
-    onnx.save_model(model, probe)
-    try:
+    with saved_beside(model, graph) as probe:
         running = session(probe)
-    finally:
-        probe.unlink()
     names = [value.name for value in running.get_outputs()]
     taken = [value.name for value in running.get_inputs()]
     ranges: dict[str, Range] = {}
@@ -124,3 +120,25 @@ def table(
             f"{missing[0]}; the compiler names its operations differently"
         )
     return "\n".join(lines) + "\n", missing
+
+
+def write_ranges(ranges: Mapping[str, Range], path: Path) -> None:
+    """Stores ranges."""
+    np.savez_compressed(
+        path,
+        names=np.array(list(ranges)),
+        limits=np.array([(one.low, one.high) for one in ranges.values()]),
+        histograms=np.array([one.histogram for one in ranges.values()]),
+    )
+
+
+def read_ranges(path: Path) -> dict[str, Range]:
+    """What :func:`write_ranges` stored."""
+    found = {}
+    with np.load(path) as stored:
+        rows = zip(stored["names"], stored["limits"], stored["histograms"], strict=True)
+        for name, (low, high), histogram in rows:
+            one = Range()
+            one.low, one.high, one.histogram = float(low), float(high), histogram
+            found[str(name)] = one
+    return found

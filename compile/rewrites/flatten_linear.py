@@ -67,7 +67,8 @@ def _flat(
         flattened[source] = f"{source}.rows"
         shape = _constant(model, f"{source}.rows_shape", [-1, inner])
         made.append(helper.make_node("Reshape", [source, shape], [flattened[source]]))
-    flat = f"{result}.rows"
+    # The compiler drops a reshape that changes nothing; outputs keep the beginning of their name.
+    flat = f"{result}_rows"
     product.input[0] = flattened[source]
     product.output[0] = flat if bias is None else f"{product.output[0]}.product"
     made.append(product)

@@ -1,0 +1,301 @@
+"""Calibrates one net: thresholds, then a quantize table by search or from the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compile import tpu_mlir
+from compile.backend import Job
+from compile.calibration.examples import examples_digest
+from compile.calibration.fake_quantization import FakeQuantized
+from compile.calibration.inputs import Arrays, net_inputs
+from compile.calibration.mlir import Operation, read_operations
+from compile.calibration.search import Plan, search, table_text
+from compile.calibration.tables import expanded, table_file, written
+from compile.calibration.thresholds import Range, collect, read_ranges, table, write_ranges
+from compile.graph import Array
+from compile.static_graph import session
+from compile.work_cache import cached
+from configs.build import source_digest
+from configs.console import Steps, steps
+from configs.errors import ConfigError, InputError
+from configs.layout import REPOSITORY_ROOT, Layout
+from configs.load import shown
+from configs.manifest import QuantizedNet, file_sha256, key_of
+from configs.schema import TASK_COMPONENTS
+
+if TYPE_CHECKING:
+    from compile.prepare import Prepared
+
+#: How thresholds are chosen (compile/calibration/thresholds.py).
+METHOD = "mse"
+_RANGES = "ranges.npz"
+_SEARCHED = "search"
+
+
+@dataclass(frozen=True)
+class NetToQuantize:
+    """One net of an artifact, transformed and not yet deployed."""
+
+    job: Job
+    net: str
+    #: what the net is called inside the BModel
+    artifact_net: str
+    #: prepared graphs with the tables of host lookups
+    prepared_folder: Path
+    prepared: Prepared
+    #: folder of the top-level MLIR
+    top: Path
+
+    @property
+    def mlir(self) -> Path:
+        """The top-level MLIR."""
+        return self.top / f"{self.artifact_net}.mlir"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Texts for the vendor's compiler, and the table as a user reads it."""
+
+    thresholds: str
+    table: str
+    readable: str
+    source: str
+    measured_error: float | None
+
+
+def given_table(job: Job, artifact_net: str) -> Path | None:
+    """The quantize table that the pipeline file names for a net, or None.
+
+    Raises:
+        ConfigError: the named folder does not exist.
+    """
+    selection = job.layout.pipeline.targets.get(job.target.name)
+    if selection is None or selection.quantize_tables is None:
+        return None
+    folder = REPOSITORY_ROOT / selection.quantize_tables
+    if not folder.is_dir():
+        raise ConfigError(
+            f"targets.{job.target.name}.quantize_tables: {selection.quantize_tables}: no such "
+            "folder; name one with quantize tables, or remove the line to search for them"
+        )
+    path = folder / table_file(job.task, artifact_net, job.target.name)
+    return path if path.is_file() else None
+
+
+def calibration_key(job: Job, artifact_nets: Sequence[str]) -> dict[str, Any]:
+    """What decides thresholds and tables besides graph and tools: data, bounds, given tables."""
+    calibration = job.layout.pipeline.calibration
+    given = {name: given_table(job, name) for name in artifact_nets}
+    return {
+        "calibration": calibration.model_dump(mode="json"),
+        "examples": examples_digest(calibration, job.task),
+        "upstream": _upstream(job.layout, job),
+        "tables": {name: file_sha256(path) if path else None for name, path in given.items()},
+    }
+
+
+def _upstream(layout: Layout, job: Job) -> dict[str, str]:
+    """Digests of the task's exported graphs: they make each other's inputs."""
+    from configs.manifest import ComponentManifest, read_manifest
+
+    found: dict[str, str] = {}
+    for component in TASK_COMPONENTS[job.task]:
+        path = layout.onnx(job.task, component).manifest
+        if not path.is_file():
+            raise InputError(
+                f"{shown(path)}: not exported yet, but {job.name} is calibrated with the answers "
+                f"of the whole task; run: make export TASK={job.task}"
+            )
+        found[component] = read_manifest(ComponentManifest, path).key
+    return found
+
+
+def calibrate(one: NetToQuantize) -> Calibrated:
+    """Thresholds and table of one net; what was measured is kept in the work folder.
+
+    Raises:
+        ConfigError: a given table does not fit the net.
+    """
+    operations = read_operations(one.mlir)
+    ranges = _ranges(one)
+    thresholds, _ = table(operations, ranges, METHOD)
+    given = given_table(one.job, one.artifact_net)
+    if given is not None:
+        text = expanded(given, operations)
+        return Calibrated(thresholds, text, text, shown(given), None)
+    islands = one.job.target.integer_islands.upper()
+    bound = one.job.layout.pipeline.calibration.maximum_error
+    with steps(f"quantize {one.job.name} {one.net}", 0, remaining=True) as progress:
+        measure = _Search(one, operations, ranges, progress)
+        plan: Plan = search(operations, measure, bound)
+    return Calibrated(
+        thresholds,
+        table_text(operations, plan.integers, islands),
+        written(operations, plan, islands, bound),
+        _SEARCHED,
+        plan.error,
+    )
+
+
+def _ranges(one: NetToQuantize) -> dict[str, Range]:
+    """Ranges of all tensors, collected once for all chips that take this graph."""
+
+    def make(folder: Path) -> None:
+        count = 2 * one.job.layout.pipeline.calibration.samples
+        with steps(f"calibrate {one.job.name} {one.net}", count, remaining=True) as progress:
+            graph = one.prepared_folder / f"{one.net}.onnx"
+            ranges = collect(graph, lambda: calibration_inputs(one), progress.done)
+        write_ranges(ranges, folder / _RANGES)
+
+    name = f"{one.prepared_folder.name.rpartition('.')[0]}_{one.net}_ranges"
+    return read_ranges(cached(one.job.layout.work, name, _data_key(one), make) / _RANGES)
+
+
+def calibration_inputs(one: NetToQuantize) -> Iterator[Arrays]:
+    """Inputs of one net as its prepared graph takes them: with the host's lookups done."""
+    tables = {
+        lookup: np.load(one.prepared_folder / lookup.table) for lookup in one.prepared.lookups
+    }
+    calibration = one.job.layout.pipeline.calibration
+    for made in net_inputs(one.job.layout, one.job.task, calibration):
+        if (made.component, made.net) != (one.job.component, one.net):
+            continue
+        rows = {lookup.input: rows[made.arrays[lookup.indices]] for lookup, rows in tables.items()}
+        yield {**made.arrays, **rows}
+
+
+def _data_key(one: NetToQuantize) -> dict[str, Any]:
+    # The graph as the compiler sees it and the data decide; other sources of this stage do not.
+    return {
+        "mlir": file_sha256(one.mlir),
+        "weights": {name: key_of(_zip_digests(one.top / name)) for name in _weights(one)},
+        "calibration": calibration_key(one.job, ()),
+        "method": METHOD,
+        "source": source_digest("compile/calibration"),
+        "tpu_mlir": tpu_mlir.version(),
+    }
+
+
+def _weights(one: NetToQuantize) -> tuple[str, ...]:
+    return tuple(n for n in tpu_mlir.transformed(one.artifact_net) if n.endswith(".npz"))
+
+
+def _zip_digests(path: Path) -> dict[str, str]:
+    """Checksums of an archive's members: its own bytes hold the time of writing."""
+    from zipfile import ZipFile
+
+    with ZipFile(path) as archive:
+        return {item.filename: f"{item.CRC:08x}" for item in archive.infolist()}
+
+
+class _Search:
+    """Measures choices of integer operations; results survive a kill."""
+
+    def __init__(
+        self,
+        one: NetToQuantize,
+        operations: list[Operation],
+        ranges: Mapping[str, Range],
+        progress: Steps,
+    ) -> None:
+        target = one.job.target
+        graph = one.prepared_folder / f"{one.net}.onnx"
+        self._maker = FakeQuantized(
+            graph, operations, ranges, one_weight_scale=not target.scale_per_channel
+        )
+        self._graph = graph
+        self._one = one
+        self._progress = progress
+        self._samples: list[tuple[Arrays, list[Array]]] = []
+        key = {**_data_key(one), "one_scale": not target.scale_per_channel}
+        name = f"{one.job.task}_{one.artifact_net}_{target.name}_search.{key_of(key)[:12]}"
+        self._results = one.job.layout.work / f"{name}.jsonl"
+        self._known = _read_results(self._results)
+
+    def __call__(self, wanted: dict[str, frozenset[str]]) -> dict[str, float]:
+        """See ``Measure``."""
+        self._progress.extend(len(wanted))
+        errors = {}
+        for name, integers in wanted.items():
+            self._progress.start(name)
+            digest = key_of({"integers": sorted(integers)})
+            if digest not in self._known:
+                self._known[digest] = self._measure(integers)
+                record = {"digest": digest, "name": name, "error": self._known[digest]}
+                self._results.parent.mkdir(parents=True, exist_ok=True)
+                with self._results.open("a") as stream:
+                    stream.write(json.dumps(record) + "\n")
+            errors[name] = self._known[digest]
+            self._progress.done()
+        return errors
+
+    def _measure(self, integers: frozenset[str]) -> float:
+        """Root of summed squares over all samples, relative to the reference's; worst output."""
+        if not self._samples:
+            self._samples = self._read_samples()
+        graph = self._maker.session(integers)
+        names = [value.name for value in graph.get_inputs()]
+        error = np.zeros(len(self._samples[0][1]))
+        scale = np.zeros(len(error))
+        for inputs, expected in self._samples:
+            found = graph.run(None, {name: inputs[name] for name in names})
+            for index, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
+                error[index] += float(np.square(actual - wanted, dtype=np.float64).sum())
+                scale[index] += float(np.square(wanted, dtype=np.float64).sum())
+        return float(np.sqrt(error / np.maximum(scale, 1e-30)).max())
+
+    def _read_samples(self) -> list[tuple[Arrays, list[Array]]]:
+        count = self._one.job.layout.pipeline.calibration.measured_samples
+        graph = session(self._graph)
+        taken = [value.name for value in graph.get_inputs()]
+        samples = [
+            (arrays, graph.run(None, {name: arrays[name] for name in taken}))
+            for arrays in islice(calibration_inputs(self._one), count)
+        ]
+        if not samples:
+            raise InputError(
+                f"{self._one.job.name}: no calibration example reaches net {self._one.net}; "
+                "give other ones (calibration.source) or more (calibration.samples)"
+            )
+        return samples
+
+
+def _read_results(path: Path) -> dict[str, float]:
+    found = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            # A line cut short by a kill is measured again.
+            continue
+        found[str(record["digest"])] = float(record["error"])
+    return found
+
+
+#: Operations of a compiled net that move or convert data, or stand for the compiler's own doings.
+_NO_WORK = {"Load", "Store", "Group", "Yield", "Cast", "Buffer", "None", "Input", "Move"}
+
+
+def quantized_net(final: Path, calibrated: Calibrated, table_name: str) -> QuantizedNet:
+    """What really became integers, counted in the compiler's last module."""
+    operations = read_operations(final)
+    computing = [o for o in operations if not o.moves_data and o.kind not in _NO_WORK]
+    integers = [o for o in computing if o.integer]
+    total = sum(o.multiplications for o in computing)
+    share = sum(o.multiplications for o in integers) / total if total else 0.0
+    return QuantizedNet(
+        table=table_name,
+        source=calibrated.source,
+        integer_operations=len(integers),
+        float_operations=len(computing) - len(integers),
+        integer_share=round(share, 4),
+        measured_error=calibrated.measured_error,
+    )
