@@ -219,6 +219,10 @@ class _Search:
         name = f"{one.job.task}_{one.artifact_net}_{target.name}_search.{key_of(key)[:12]}"
         self._results = one.job.layout.work / f"{name}.jsonl"
         self._known = _read_results(self._results)
+        if self._results.is_file() and not self._results.read_text().endswith("\n"):
+            # A kill cut the last line short: what follows must not become a part of it.
+            with self._results.open("a") as stream:
+                stream.write("\n")
 
     def __call__(self, wanted: dict[str, frozenset[str]]) -> dict[str, float]:
         """See ``Measure``."""

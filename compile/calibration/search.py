@@ -95,20 +95,19 @@ def search(operations: Sequence[Operation], measure: Measure, maximum_error: flo
 
     Each group is measured alone. Groups are then taken in the order of the error that they cost per
     multiplication saved, as many as stay below the bound together (by bisection, each measured as a
-    whole). Of the first products that no longer fit, single layers are tried the same way; last
-    come operations that multiply nothing, which only save conversions.
+    whole). Of products that no longer fit, single layers are tried the same way. Operations that
+    multiply nothing stay in float: they save next to no work, and the chips' tables and divisions
+    on integers are not what the measurement rounds.
     """
     every = groups(operations)
     alone = measure({f"only {group.name}": group.operations for group in every})
     error_of = {group.name: alone[f"only {group.name}"] for group in every}
     products = [group for group in every if group.multiplications]
-    others = [group for group in every if not group.multiplications]
 
     def cost(group: Group, errors: dict[str, float]) -> float:
         return errors[group.name] ** 2 / max(group.multiplications, 1)
 
     products.sort(key=lambda group: cost(group, error_of))
-    others.sort(key=lambda group: error_of[group.name])
     taken, error = _longest(products, frozenset(), 0.0, measure, maximum_error)
     left = [group for group in products if not group.operations <= taken]
     single: dict[str, float] = {}
@@ -118,7 +117,6 @@ def search(operations: Sequence[Operation], measure: Measure, maximum_error: flo
         single = {layer.name: found[f"only {layer.name}"] for layer in layers}
         layers.sort(key=lambda layer: cost(layer, single))
         taken, error = _longest(layers, taken, error, measure, maximum_error)
-    taken, error = _longest(others, taken, error, measure, maximum_error)
     sensitivity = sorted((error_of | single).items(), key=lambda pair: -pair[1])
     return Plan(
         integers=taken,
