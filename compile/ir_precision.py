@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ def convert(model: openvino.Model, job: Job, kind: Precision) -> openvino.Model:
     Raises:
         ToolError: NNCF failed, or does not know how to calibrate this component.
     """
-    # Slow to import, and only integers need it.
+    # Otherwise every call is reported to a server, from a process of its own.
+    os.environ["NNCF_CI"] = "1"
+    # Here, not above: it is slow to load, and only integers need it.
     import nncf
 
     nncf.set_log_level(logging.ERROR)

@@ -87,6 +87,8 @@ def private_pipeline(exported: Path, folder: Path, task: str, *components: str) 
     data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
     data["artifacts"] = str(folder)
     data["tasks"] = {task: data["tasks"][task]}
+    # One artifact per component and target; tests of other precisions list them.
+    data["targets"]["openvino"] = {"precisions": ["f16"]}
     pipeline = PrivatePipeline(folder, task, data)
     pipeline.write()
     return pipeline
