@@ -37,7 +37,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
                 str(subject["items"]),
                 _figure(figures["value"], scale),
                 _figure(figures["checkpoint"], scale),
-                f"{_figure(figures['drop'], scale)} [{' .. '.join(bounds)}]".replace("[", r"\["),
+                f"{_figure(figures['drop'], scale)} [{', '.join(bounds)}]".replace("[", r"\["),
                 *_gate(gates.get(metric), "<=", scale),
             )
     output.print(table)
@@ -68,5 +68,5 @@ def _figure(value: float | None, scale: float) -> str:
 def _gate(gate: dict[str, Any] | None, relation: str, scale: float = 100.0) -> tuple[str, str]:
     if gate is None:
         return "", ""
-    verdict = "[green]passed" if gate["passed"] else "[red]failed"
+    verdict = "[green]ok" if gate["passed"] else "[red]failed"
     return f"{relation} {_figure(gate['limit'], scale)}", verdict
