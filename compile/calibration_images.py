@@ -1,20 +1,26 @@
-"""Images that ranges of activations come from: scenes of the training split, or a user's folder."""
+"""Images that ranges of activations come from: scenes of the training split, or a user's folder.
+
+Loads numpy and Pillow only when pixels are made: an unchanged run needs the digest alone.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from compile.graph import Array
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import shown
 from configs.manifest import ImageSettings, file_sha256, key_of
-from configs.scenes import draw, make_scene
 from configs.schema import CalibrationConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    Array = np.ndarray[Any, Any]
 
 #: ``calibration.source`` of the procedural scenes.
 SCENES = "scenes"
@@ -39,6 +45,8 @@ def calibration_pixels(calibration: CalibrationConfig, settings: ImageSettings) 
     Raises:
         InputError: the folder is missing or has no images, or an image cannot be read.
     """
+    from configs.scenes import draw, make_scene
+
     if calibration.source == SCENES:
         start = calibration.seed * _STRIDE
         for index in range(start, start + calibration.samples):
@@ -61,8 +69,8 @@ def _chosen(calibration: CalibrationConfig) -> list[Path]:
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not images:
         raise InputError(f"{shown(folder)}: calibration.source: no images; put some there")
-    order = np.random.default_rng(calibration.seed).permutation(len(images))
-    return [images[int(index)] for index in order[: calibration.samples]]
+    count = min(calibration.samples, len(images))
+    return random.Random(calibration.seed).sample(images, count)
 
 
 def _digests(paths: list[Path]) -> dict[str, str]:
@@ -70,6 +78,8 @@ def _digests(paths: list[Path]) -> dict[str, str]:
 
 
 def _open(path: Path) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -80,6 +90,9 @@ def _open(path: Path) -> Image.Image:
 
 def _pixels(image: Image.Image, settings: ImageSettings) -> Array:
     """Resized, rescaled and normalised as the checkpoint's image processor does."""
+    import numpy as np
+    from PIL import Image
+
     kind = Image.Resampling[settings.resample.upper()]
     resized = np.asarray(image.resize((settings.width, settings.height), kind), dtype=np.float32)
     mean, std = (np.array(values, dtype=np.float32) for values in (settings.mean, settings.std))

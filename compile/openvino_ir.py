@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.backend import Job, Source, manifest_fields, read_source
+from compile.calibration_images import images_digest
 from compile.ir_plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
@@ -141,9 +142,6 @@ def _calibration(job: Job) -> dict[str, Any] | None:
     if not needs_calibration(job.built_as):
         return None
     calibration = job.layout.pipeline.calibration
-    # Here, not above: it loads an image library, which only a calibration needs.
-    from compile.calibration_images import images_digest
-
     return {**calibration.model_dump(mode="json"), "digest": images_digest(calibration)}
 
 
