@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import mmap
+import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
@@ -69,6 +70,10 @@ class Blob:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+_MAPPED: Dict[Tuple[str, int, int], Blob] = {}
+_MAPPED_LOCK = threading.Lock()
+
+
 def load_or_compile(
     core: Any,
     make_model: Callable[[], Any],
@@ -107,9 +112,19 @@ def load_or_compile(
 def _imported(core: Any, path: Path, device: str, settings: Dict[str, str]) -> Tuple[Any, Blob]:
     import openvino
 
-    blob = Blob(path)
+    blob = _mapped(path)
     tensor = openvino.Tensor(blob.array, shared_memory=True)
     return core.import_model(tensor, device, settings), blob
+
+
+def _mapped(path: Path) -> Blob:
+    """The entry's mapping, for the rest of the process: a request may outlive its session."""
+    found = path.stat()
+    key = (str(path), found.st_ino, found.st_size)
+    with _MAPPED_LOCK:
+        if key not in _MAPPED:
+            _MAPPED[key] = Blob(path)
+        return _MAPPED[key]
 
 
 def _write(compiled: Any, folder: Path, name: str) -> None:

@@ -126,7 +126,6 @@ class OpenVinoSession(Session):
         check_arithmetic(core, self.device, self.options)
         self._compiled: Dict[str, Any] = {}
         self._blobs: List[Blob] = []
-        self._calls = 0
         self._idle: Dict[str, "queue.LifoQueue[Any]"] = {}
         settings = compile_settings(self.options, self.device)
         border = computes_in(self.options, self.device)
@@ -214,6 +213,9 @@ class OpenVinoSession(Session):
         """Returns a request for others to use."""
         if self._loaded:
             self._idle[net.name].put(request)
+            # Once per generation: little is read again, but the system maps it 2 MiB at a time.
+            for blob in self._blobs:
+                blob.forget()
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -236,11 +238,6 @@ class OpenVinoSession(Session):
                 request.set_tensor(name, tensor)
             with self.in_backend():
                 request.infer()
-        self._calls += 1
-        if self._calls & (self._calls - 1) == 0:
-            # Calls 1, 2, 4 and so on: first calls repack weights, and so may those of new shapes.
-            for blob in self._blobs:
-                blob.forget()
 
     def run_resident(self, feeds: Arrays, net: Optional[str] = None) -> Resident:
         """Like ``run``, but nothing is copied out: what the next model reads stays in place.
