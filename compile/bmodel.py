@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from compile import tpu_mlir
 from compile.backend import Job, Source, manifest_fields
@@ -47,6 +46,15 @@ _DECIDING = {
 _LARGEST_HALF = 65504.0
 
 
+def _needed(graph: Graph) -> Graph:
+    """The graph with those rewrites alone that found something, where it was prepared before."""
+    from compile.prepare import is_prepared, read_prepared
+
+    if graph.source is None or not is_prepared(graph.prepared):
+        return graph
+    return replace(graph, rewrites=read_prepared(graph.prepared).needed)
+
+
 class SophonBackend:
     """Builds BModels; steps that several chips share are kept in the pipeline's work folder."""
 
@@ -78,8 +86,12 @@ class SophonBackend:
         }
 
     def plan(self, job: Job, source: Source | None) -> list[str]:
-        """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet."""
-        graph = Graph(job, source, rewrites_of(job))
+        """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet.
+
+        Which of a chip's rewrites find something to change is known once its graphs were prepared;
+        before that, chips of other rewrites are shown with intermediates of their own.
+        """
+        graph = _needed(Graph(job, source, rewrites_of(job)))
         lines = []
         for net in net_names(job.task, job.component):
             lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
@@ -95,7 +107,7 @@ class SophonBackend:
         rewrites = prepared.rewrites
         if prepared.needed != graph.rewrites:
             # Some found nothing to change in this graph: share the MLIR with chips without them.
-            graph = Graph(job, source, prepared.needed)
+            graph = replace(graph, rewrites=prepared.needed)
             prepared_folder, prepared = self._steps.prepare(graph)
         shutil.rmtree(deploy_folder(job), ignore_errors=True)
         commands: list[tpu_mlir.Argv] = []
@@ -183,6 +195,9 @@ class SophonBackend:
         self, job: Job, prepared: Prepared, prepared_folder: Path, folder: Path
     ) -> tuple[HostLookup, ...]:
         """Puts the tables of host lookups beside the BModel, in half precision but for f32."""
+        # Here, not above: an unchanged run must not wait for numpy to load.
+        import numpy as np
+
         copied = []
         for lookup in prepared.lookups:
             table = f"{job.location.stem}.{lookup.table}"

@@ -59,6 +59,11 @@ class Prepared(BaseModel):
         return tuple(rewrite.name for rewrite in made if rewrite.sites)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder was prepared; a folder gets its name when it is complete."""
+    return (folder / _RECORD).is_file()
+
+
 def read_prepared(folder: Path) -> Prepared:
     """The record of a prepared folder."""
     return Prepared.model_validate_json((folder / _RECORD).read_text())

@@ -104,7 +104,7 @@ def test_the_pipeline_file_opts_out(decoder: PrivatePipeline, choice: str, made:
     decoder.write()
     job = decoder.job("text_decoder", "bm1688", "f16")
     check_fusions(job, "step", 24, {"MatMul2FAttention": made} if made else {})
-    assert ("separate_attention" in rewrites_of(job.target)) == (choice == "off")
+    assert ("separate_attention" in rewrites_of(job)) == (choice == "off")
     if choice == "off":
         with pytest.raises(ToolError, match="0 expected"):
             check_fusions(job, "step", 24, {"MatMul2FAttention": 1})

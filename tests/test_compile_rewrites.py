@@ -230,11 +230,13 @@ def test_a_rewrite_that_changes_results_is_refused(
     monkeypatch.setattr(preparing, "load", lambda _name: module)
     folder = tmp_path / "prepared"
     folder.mkdir()
-    with pytest.raises(ParityError, match=r"wrong: text_features differs from the plain graph by"):
+    with pytest.raises(
+        ParityError, match=r"wrong: text_features differs from the plain graph under onnxruntime by"
+    ):
         preparing.prepare(source, graph.nets, graph.rewrites, folder)
 
 
 def test_an_unknown_rewrite_is_a_configuration_error() -> None:
-    assert set(names()) == {"decompose_layer_normalization", "host_embedding_lookup"}
+    assert {"decompose_layer_normalization", "host_embedding_lookup"} <= set(names())
     with pytest.raises(ConfigError, match="unknown rewrite 'fold_everything'; choose from"):
         check_names(("fold_everything",), "configs/targets/new.yaml")

@@ -271,16 +271,19 @@ def test_not_a_number_in_the_ir_is_found_and_reported_not_raised(copy: Path) -> 
     assert json.loads(result.verdict.read_text())["passed"] is False
 
 
-def test_swapped_cross_keys_and_values_are_found(copy: Path) -> None:
-    manifest = folder(copy, "caption") / "openvino" / "f16" / "cross_key_values.manifest.json"
+def test_cross_values_of_another_layer_are_found(copy: Path) -> None:
+    manifest = folder(copy, "vqa") / "openvino" / "f16" / "cross_key_values.manifest.json"
 
     def swap(data: dict[str, Any]) -> None:
-        outputs = data["nets"][0]["outputs"]
-        names = [spec["artifact_name"] for spec in outputs[:2]]
-        outputs[0]["artifact_name"], outputs[1]["artifact_name"] = names[1], names[0]
+        values = [one for one in data["nets"][0]["outputs"] if one["name"].endswith(".value")]
+        first, second = values[:2]
+        first["artifact_name"], second["artifact_name"] = (
+            second["artifact_name"],
+            first["artifact_name"],
+        )
 
     edit_json(manifest, swap)
-    result = run(copy, task="caption", component="cross_key_values", target="openvino")
+    result = run(copy, task="vqa", component="cross_key_values", target="openvino")
     assert ("onnxruntime_vs_target", "cross_key_values", "exact") in failed(result)
 
 
