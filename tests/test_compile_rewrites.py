@@ -230,9 +230,7 @@ def test_a_rewrite_that_changes_results_is_refused(
     monkeypatch.setattr(preparing, "load", lambda _name: module)
     folder = tmp_path / "prepared"
     folder.mkdir()
-    with pytest.raises(
-        ParityError, match=r"wrong: text_features differs from the plain graph under onnxruntime by"
-    ):
+    with pytest.raises(ParityError, match=r"wrong: text_features differs from the plain graph"):
         preparing.prepare(source, graph.nets, graph.rewrites, folder)
 
 
