@@ -224,10 +224,11 @@ def test_a_dry_run_prints_every_command_and_does_nothing(decoder: PrivatePipelin
     assert files(decoder.folder) == before
     lines = result.stdout.splitlines()
     # Each chip has rewrites of its own, and before they are tried each may need its own graph of
-    # the two nets; three chips deploy both; two combine them.
+    # the two nets; three chips deploy both; two combine them, and then the task's components.
     assert sum("model_transform.py" in line for line in lines) == 6
     assert sum("model_deploy.py" in line for line in lines) == 6
-    assert sum("model_tool --combine" in line for line in lines) == 2
+    assert sum("model_tool --combine first_pass/" in line for line in lines) == 2
+    assert sum("model_tool --combine COMPONENTS" in line for line in lines) == 2
     assert sum("openvino: convert" in line for line in lines) == 1
     assert any("--chip bm1684 --quantize F32" in line for line in lines)
     assert any("--chip bm1688 --quantize F16" in line for line in lines)
