@@ -324,8 +324,9 @@ def test_results_stream_out_and_an_interrupt_ends_cleanly(
     for index in range(3000):
         (many / f"{index:04}.png").symlink_to(photos / f"{index % 8}.png")
     command = [sys.executable, "-m", "runtime", "caption", str(many), *backend, "--json"]
+    # Unbuffered: what a buffered readline reads ahead, communicate would never see.
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
@@ -333,7 +334,7 @@ def test_results_stream_out_and_an_interrupt_ends_cleanly(
         rest, error = process.communicate(timeout=60)
     assert first["image"].endswith("0000.png")
     assert process.returncode == 130
-    assert error.strip() == "interrupted"
-    names = [Path(str(record["image"])).stem for record in records(rest)]
+    assert error.decode().strip() == "interrupted"
+    names = [Path(str(record["image"])).stem for record in records(rest.decode())]
     assert names == [f"{index:04}" for index in range(1, len(names) + 1)], "in order, none lost"
     assert len(names) < 2900
