@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from compile.backend import Job
-from compile.calibration_images import calibration_pixels
+from compile.calibration.examples import images
 from configs.errors import ToolError
 from configs.manifest import TaskManifest, read_manifest
 from configs.schema import Precision
@@ -73,9 +73,12 @@ def _calibrated(model: openvino.Model, job: Job) -> openvino.Model:
 
 def _images(job: Job) -> Iterator[dict[str, Any]]:
     """The vision encoder's input for each calibration image."""
+    # Here, not above: an unchanged run must not wait for numpy to load.
+    from compile.calibration.inputs import pixel_values
+
     settings = read_manifest(TaskManifest, job.layout.task_manifest(job.task)).image
-    for pixels in calibration_pixels(job.layout.pipeline.calibration, settings):
-        yield {"pixel_values": pixels}
+    for image in images(job.layout.pipeline.calibration):
+        yield {"pixel_values": pixel_values(image, settings)}
 
 
 @contextmanager

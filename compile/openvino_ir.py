@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compile.backend import Job, Source, manifest_fields, read_source
-from compile.calibration_images import images_digest
+from compile.calibration.examples import examples_digest
 from compile.ir_plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
@@ -142,7 +142,7 @@ def _calibration(job: Job) -> dict[str, Any] | None:
     if not needs_calibration(job.built_as):
         return None
     calibration = job.layout.pipeline.calibration
-    return {**calibration.model_dump(mode="json"), "digest": images_digest(calibration)}
+    return {**calibration.model_dump(mode="json"), "digest": examples_digest(calibration, None)}
 
 
 def _included(job: Job) -> list[Source]:

@@ -16,6 +16,8 @@ ALLOWED = {
     "runtime": {"runtime"},
     "verify": {"configs", "runtime", "verify"},
 }
+#: Folders that may import more: nets are calibrated with inputs that the runtime's functions made.
+ALSO_ALLOWED = {"compile/calibration": {"runtime"}}
 TORCH_FREE = ("configs", "compile", "runtime")
 
 
@@ -40,7 +42,8 @@ def test_stages_import_only_what_lies_upstream(package: str) -> None:
     assert files(package)
     for path in files(package):
         others = imported(path) & set(STAGES)
-        assert others <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {others}"
+        more = ALSO_ALLOWED.get(path.parent.relative_to(ROOT).as_posix(), set())
+        assert others <= ALLOWED[package] | more, f"{path.relative_to(ROOT)} imports {others}"
 
 
 @pytest.mark.parametrize("package", TORCH_FREE)
