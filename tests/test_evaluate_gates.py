@@ -74,7 +74,8 @@ def test_right_captions_lose_nothing() -> None:
     kept = gate(cider=0.0, bleu_4=0.0, exact_match=0.0)
     found = text_quality(cases("caption"), right, right, kept)
     assert found.problems == ()
-    assert found.metrics["exact_match"] == {"value": 1.0, "checkpoint": 1.0}
+    same = {"value": 1.0, "checkpoint": 1.0, "drop_low": 0.0, "drop_high": 0.0}
+    assert found.metrics["exact_match"] == same
     assert found.metrics["cider"]["value"] > 9.0
 
 

@@ -12,10 +12,15 @@ from configs.schema import PipelineConfig, QualityGate, Task
 from verify.artifacts import TargetArtifacts
 from verify.cases import Case
 from verify.metrics.answers import exact_answer, soft_accuracy
+from verify.metrics.bootstrap import compare
 from verify.metrics.captions import Cider, bleu_counts, corpus_bleu, exact_match
 from verify.metrics.gates import gate_of, judged
 from verify.metrics.statistics import AreaUnderCurve, Statistic, mean
 from verify.results import Check
+
+#: Paired bootstrap of a drop (verify/metrics/bootstrap.py).
+_REPLICATES = 1000
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,7 @@ def _quality(
     theirs: Mapping[str, Statistic],
     gate: NamedGate | None,
 ) -> Quality:
-    figures = {
-        name: {"value": mine[name].value(), "checkpoint": theirs[name].value()} for name in theirs
-    }
+    figures = {name: _figures(mine[name], theirs[name]) for name in theirs}
     # What is undefined for the checkpoint, too, says nothing about the target.
     figures = {name: f for name, f in figures.items() if np.isfinite(f["checkpoint"])}
     drops = {name: f["checkpoint"] - f["value"] for name, f in figures.items()}
@@ -101,6 +104,17 @@ def _quality(
         tuple({name: v for name, v in asdict(j).items() if name != "value"} for j in judgements),
         tuple(j.problem for j in judgements if j.problem),
     )
+
+
+def _figures(mine: Statistic, theirs: Statistic) -> dict[str, float]:
+    """Both values, and between which limits the drop lies."""
+    found = compare(mine, theirs, replicates=_REPLICATES, confidence=_CONFIDENCE, seed=0)
+    return {
+        "value": found.target.value,
+        "checkpoint": found.checkpoint.value,
+        "drop_low": found.drop.low,
+        "drop_high": found.drop.high,
+    }
 
 
 def _text_metrics(cases: Sequence[Case], texts: Sequence[str]) -> dict[str, Statistic]:
