@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compile.calibration.examples import examples, examples_digest
+from compile.calibration.examples import examples, examples_digest, images
 from compile.calibration.inputs import net_inputs
 from compile.calibration.mlir import Operation, parse_operations
 from compile.calibration.search import role, search, table_text
@@ -135,8 +135,14 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "questions.csv").write_text("image,question\na.png,what is it?\n")
     before = examples_digest(config, "vqa")
     assert [one.text for one in examples(config, "vqa")] == ["what is it?"]
-    (tmp_path / "questions.csv").write_text("image,question\na.png,where is it?\n")
+    # As a spreadsheet saves it, with a byte order mark.
+    (tmp_path / "questions.csv").write_text("\ufeffimage,question\na.png,where is it?\n")
     assert examples_digest(config, "vqa") != before
+    assert [one.text for one in examples(config, "vqa")] == ["where is it?"]
+    assert [one.size for one in images(config)] == [(9, 7)]
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(InputError, match=r"not a readable image.*a\.png"):
+        list(images(config))
 
 
 @pytest.mark.usefixtures("exported_artifacts")
