@@ -167,8 +167,7 @@ class SophonBackend:
         name = artifact_net(job, net)
         table = f"{job.location.stem}.{net}{SUFFIX}"
         (folder / table).write_text(calibrated.readable)
-        final = deploy_folder(job) / net / name / "final.mlir"
-        return quantized_net(final, calibrated, table)
+        return quantized_net(deploy_folder(job) / net, name, calibrated, table)
 
     def _quantization(self, job: Job, nets: dict[str, QuantizedNet]) -> Quantization:
         from compile.calibration.examples import examples_digest

@@ -12,6 +12,7 @@ from PIL import Image
 from compile.calibration.examples import examples, examples_digest, images
 from compile.calibration.inputs import net_inputs
 from compile.calibration.mlir import Operation, parse_operations
+from compile.calibration.quantizer import Calibrated, quantized_net
 from compile.calibration.search import role, search, table_text
 from compile.calibration.tables import expanded
 from compile.calibration.thresholds import Range
@@ -98,6 +99,26 @@ tensor<4x8xi8>, none) -> tensor<2x8x!quant.uniform<i8:f32, 0.02>> loc(#loc2)
     assert one.constant[1]
     assert one.integer
     assert one.multiplications == 2 * 4 * 8
+
+
+def test_multiplications_are_counted_before_weights_are_packed(tmp_path: Path) -> None:
+    def module(shape: str) -> str:
+        line = (
+            '    %0 = "top.Weight"() : () -> tensor<SHAPExi8> loc(#loc1)\n'
+            '    %1 = "tpu.Conv2D"(%9, %0) {a = 1 : i64} : (tensor<1x3x8x8x!quant.uniform<i8:f32, '
+            "0.01>>, tensor<SHAPExi8>) -> tensor<1x16x2x2x!quant.uniform<i8:f32, 0.02>> loc(#loc2)\n"
+            '    %2 = "tpu.MatMul"(%9, %0) {a = 1 : i64} : (tensor<4x48xf16>, tensor<48x16xf16>) -> '
+            "tensor<4x16xf16> loc(#loc3)\n"
+        )
+        return line.replace("SHAPE", shape) + '#loc1 = loc("w")\n#loc2 = loc("a")\n#loc3 = loc("b")'
+
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "final.mlir").write_text(module("1x64x1x1664"))
+    (tmp_path / "net_bm1684x_int8_sym_tpu.mlir").write_text(module("16x3x4x4"))
+    found = quantized_net(tmp_path, "net", Calibrated("", "", "", "search", 0.01), "table")
+    assert (found.integer_operations, found.float_operations) == (1, 1)
+    # Both multiply 4 times 48 times 16 numbers.
+    assert found.integer_share == 0.5
 
 
 def test_a_threshold_clips_a_lonely_outlier_but_not_a_flat_range() -> None:

@@ -25,7 +25,7 @@ from compile.static_graph import session
 from compile.work_cache import cached
 from configs.build import source_digest
 from configs.console import Steps, steps
-from configs.errors import ConfigError, InputError
+from configs.errors import ConfigError, InputError, ToolError
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.load import shown
 from configs.manifest import QuantizedNet, file_sha256, key_of
@@ -288,13 +288,24 @@ def _read_results(path: Path) -> dict[str, float]:
 _NO_WORK = {"Load", "Store", "Group", "Yield", "Cast", "Buffer", "None", "Input", "Move"}
 
 
-def quantized_net(final: Path, calibrated: Calibrated, table_name: str) -> QuantizedNet:
-    """What really became integers, counted in the compiler's last module."""
-    operations = read_operations(final)
+def quantized_net(folder: Path, name: str, calibrated: Calibrated, table_name: str) -> QuantizedNet:
+    """What really became integers, counted in what the compiler left in a net's deploy folder.
+
+    Operations are counted in its last module. Multiplications are counted as it lowered them: the
+    last module holds weights packed for the chip, whose shapes no longer say how many there are.
+
+    Raises:
+        ToolError: the compiler left no lowered module.
+    """
+    lowered = sorted(folder.glob(f"{name}_*_tpu.mlir"))
+    if not lowered:
+        raise ToolError(f"{shown(folder)}: model_deploy.py left no {name}_*_tpu.mlir")
+    products = [o for o in read_operations(lowered[0]) if o.multiplications]
+    total = sum(o.multiplications for o in products)
+    share = sum(o.multiplications for o in products if o.integer) / total if total else 0.0
+    operations = read_operations(folder / name / "final.mlir")
     computing = [o for o in operations if not o.moves_data and o.kind not in _NO_WORK]
     integers = [o for o in computing if o.integer]
-    total = sum(o.multiplications for o in computing)
-    share = sum(o.multiplications for o in integers) / total if total else 0.0
     return QuantizedNet(
         table=table_name,
         source=calibrated.source,
