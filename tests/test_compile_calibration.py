@@ -105,10 +105,11 @@ def test_multiplications_are_counted_before_weights_are_packed(tmp_path: Path) -
     def module(shape: str) -> str:
         line = (
             '    %0 = "top.Weight"() : () -> tensor<SHAPExi8> loc(#loc1)\n'
-            '    %1 = "tpu.Conv2D"(%9, %0) {a = 1 : i64} : (tensor<1x3x8x8x!quant.uniform<i8:f32, '
-            "0.01>>, tensor<SHAPExi8>) -> tensor<1x16x2x2x!quant.uniform<i8:f32, 0.02>> loc(#loc2)\n"
-            '    %2 = "tpu.MatMul"(%9, %0) {a = 1 : i64} : (tensor<4x48xf16>, tensor<48x16xf16>) -> '
-            "tensor<4x16xf16> loc(#loc3)\n"
+            '    %1 = "tpu.Conv2D"(%9, %0) {a = 1 : i64} : '
+            "(tensor<1x3x8x8x!quant.uniform<i8:f32, 0.01>>, tensor<SHAPExi8>) -> "
+            "tensor<1x16x2x2x!quant.uniform<i8:f32, 0.02>> loc(#loc2)\n"
+            '    %2 = "tpu.MatMul"(%9, %0) {a = 1 : i64} : '
+            "(tensor<4x48xf16>, tensor<48x16xf16>) -> tensor<4x16xf16> loc(#loc3)\n"
         )
         return line.replace("SHAPE", shape) + '#loc1 = loc("w")\n#loc2 = loc("a")\n#loc3 = loc("b")'
 
