@@ -185,8 +185,8 @@ class StatefulRun(DecoderRun):
         """``[contexts, 1, 1, encoder tokens]``: the same for every row and token of a context."""
         mask = self._context_mask
         if mask is None:
-            key = self._selected["cross.0.key"].get_shape()
-            mask = np.ones((key[0], key[3]))
+            value = self._selected["cross.0.value"].get_shape()
+            mask = np.ones((value[0], value[2]))
         return additive(mask[:, None, None, :] != 0)
 
 
