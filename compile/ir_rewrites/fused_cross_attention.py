@@ -1,7 +1,7 @@
 """Cross-attention as one ScaledDotProductAttention operation, which plugins run as one kernel.
 
 For one query per head the kernel reads keys and values once and in order; two matrix products and a
-softmax take two thirds more time (docs/openvino.md).
+softmax take longer (docs/openvino.md).
 """
 
 from __future__ import annotations
