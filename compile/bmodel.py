@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,19 @@ from compile.shapes import net_names
 from compile.vendor_process import MemoryBudget, VendorTools, shell_line
 from configs.build import tool_versions
 from configs.errors import ToolError
-from configs.manifest import Estimate, HostLookup, Net, Quantization, QuantizedNet
+from configs.manifest import (
+    Estimate,
+    HostLookup,
+    Net,
+    NetVariant,
+    Quantization,
+    QuantizedNet,
+)
 from configs.schema import Component, Task
 
 if TYPE_CHECKING:
     from compile.calibration.quantizer import Calibrated
-    from compile.prepare import Prepared
+    from compile.prepare import Prepared, PreparedNet
 
 
 #: What of a target's file decides an artifact's content, beside its rewrites.
@@ -93,7 +101,7 @@ class SophonBackend:
         """
         graph = _needed(Graph(job, source, rewrites_of(job)))
         lines = []
-        for net in net_names(job.task, job.component):
+        for net in (shape.name for shape in graph.nets):
             lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
             lines.append(shell_line(deploy_argv(job, net), deploy_folder(job) / net))
         if is_combined(job):
@@ -113,18 +121,24 @@ class SophonBackend:
         commands: list[tpu_mlir.Argv] = []
         deployed = []
         quantized: dict[str, QuantizedNet] = {}
+        calibrations: dict[str, Calibrated] = {}
         try:
             for net in prepared.nets:
                 top = self._steps.transform(graph, net.name, prepared.weights_bytes)
                 files = None
                 if job.built_as == INTEGER:
-                    calibrated = self._calibrated(job, net.name, prepared_folder, prepared, top)
+                    # Variants come after their net and take its ranges: the same values occur.
+                    if net.net == net.name:
+                        calibrations[net.net] = self._calibrated(
+                            job, net.name, prepared_folder, prepared, top
+                        )
+                    calibrated = calibrations[net.net]
                     files = {THRESHOLDS: calibrated.thresholds, TABLE: calibrated.table}
                 made = self._steps.deploy(
                     job, net.name, top, prepared.weights_bytes, net.attentions, files
                 )
                 deployed.append(made)
-                if files is not None:
+                if files is not None and net.net == net.name:
                     quantized[net.name] = self._record(job, net.name, calibrated, folder)
                 commands += [graph.transform_argv(net.name), deploy_argv(job, net.name)]
             places = self._steps.assemble(job, deployed, folder)
@@ -138,10 +152,7 @@ class SophonBackend:
         lookups = self._tables(job, prepared, prepared_folder, folder)
         return {
             **manifest_fields(job, source),
-            "nets": tuple(
-                self._net(job, prepared, one, places[one.net], infos[places[one.net]], lookups)
-                for one in deployed
-            ),
+            "nets": self._nets(job, prepared, deployed, places, infos, lookups),
             "rewrites": rewrites,
             "commands": tuple(commands),
             "tools": self._tools(),
@@ -207,33 +218,60 @@ class SophonBackend:
             copied.append(lookup.model_copy(update={"table": table}))
         return tuple(copied)
 
-    def _net(
+    def _nets(
         self,
         job: Job,
         prepared: Prepared,
-        deployed: Deployed,
-        file: str,
-        info: BModelInfo,
+        deployed: Sequence[Deployed],
+        places: Mapping[str, str],
+        infos: Mapping[str, BModelInfo],
         lookups: tuple[HostLookup, ...],
-    ) -> Net:
-        """A net's manifest entry, from what the finished file says of itself."""
-        name = artifact_net(job, deployed.net)
-        found = info.nets.get(name)
+    ) -> tuple[Net, ...]:
+        """The nets' manifest entries, from what the finished files say of themselves."""
+        found: dict[str, Net] = {}
+        variants: dict[str, list[NetVariant]] = {}
+        for one in deployed:
+            expected = next(net for net in prepared.nets if net.name == one.net)
+            file = places[one.net]
+            stage = self._stage(job, expected, one, file, infos[file])
+            if expected.net != expected.name:
+                variants.setdefault(expected.net, []).append(
+                    NetVariant(name=one.net, file=file, axes=_lengths(expected), **stage)
+                )
+                continue
+            found[one.net] = Net(
+                name=one.net,
+                file=file,
+                artifact_net=artifact_net(job, one.net),
+                host_lookups=lookups,
+                **stage,
+            )
+        for net, ones in variants.items():
+            axes = _lengths(next(shape for shape in prepared.nets if shape.name == net))
+            found[net] = found[net].model_copy(update={"axes": axes, "variants": tuple(ones)})
+        return tuple(found.values())
+
+    def _stage(
+        self, job: Job, expected: PreparedNet, made: Deployed, file: str, info: BModelInfo
+    ) -> dict[str, Any]:
+        """What the entries of a net and of its variants have in common."""
+        name = artifact_net(job, made.net)
+        found = info.stage(name, expected.inputs)
         if found is None:
             raise ToolError(f"{file}: has nets {sorted(info.nets)}, but no {name}")
-        expected = next(net for net in prepared.nets if net.name == deployed.net)
         estimate = None
-        if deployed.estimate_ms is not None:
+        if made.estimate_ms is not None:
             source = f"tpu_mlir {tpu_mlir.version()} {job.target.estimate_file}"
-            estimate = Estimate(latency_ms=deployed.estimate_ms, source=source)
-        return Net(
-            name=deployed.net,
-            file=file,
-            artifact_net=name,
-            inputs=match_inputs(expected.inputs, found, file),
-            outputs=match_outputs(expected.outputs, found, file),
-            host_lookups=lookups,
-            estimate=estimate,
-            fusions=deployed.fusions,
-            work=deployed.work,
-        )
+            estimate = Estimate(latency_ms=made.estimate_ms, source=source)
+        return {
+            "inputs": match_inputs(expected.inputs, found, file),
+            "outputs": match_outputs(expected.outputs, found, file),
+            "estimate": estimate,
+            "fusions": made.fusions,
+            "work": made.work,
+        }
+
+
+def _lengths(net: PreparedNet) -> dict[str, int]:
+    """Lengths that tell a net's variants apart."""
+    return {axis: net.axes[axis] for axis in ("batch", "text_tokens", "past_tokens")}

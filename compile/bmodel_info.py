@@ -42,17 +42,28 @@ class ArtifactNet:
 class BModelInfo:
     """What ``model_tool --info`` prints of a file."""
 
-    nets: Mapping[str, ArtifactNet]
+    #: by name, every stage of it: the same net in another shape
+    nets: Mapping[str, tuple[ArtifactNet, ...]]
     device_memory_bytes: int
+
+    def stage(self, name: str, inputs: Mapping[str, tuple[int, ...]]) -> ArtifactNet | None:
+        """The stage of a net that takes these shapes, its first one, or None without such a net."""
+        stages = self.nets.get(name, ())
+        fitting = (
+            stage
+            for stage in stages
+            if {tensor.name: tensor.shape for tensor in stage.inputs} == dict(inputs)
+        )
+        return next(fitting, stages[0] if stages else None)
 
 
 def parse_info(text: str, source: Path | str) -> BModelInfo:
     """Parses the output of ``model_tool --info``.
 
     Raises:
-        ToolError: no net, a dynamic net, several stages, or no memory size in it.
+        ToolError: no net, a dynamic net, or no memory size in it.
     """
-    nets: dict[str, ArtifactNet] = {}
+    nets: dict[str, list[ArtifactNet]] = {}
     sides: dict[str, list[ArtifactTensor]] = {}
     name = None
     memory = None
@@ -64,18 +75,19 @@ def parse_info(text: str, source: Path | str) -> BModelInfo:
                     "static nets: look for an operator that the chip cannot compute (rewrites)"
                 )
             name = match["name"]
+            nets[name] = []
+        elif name and _STAGE.match(line):
             sides = {"input": [], "output": []}
-        elif (match := _STAGE.match(line)) and match["index"] != "0":
-            raise ToolError(f"{source}: net {name} has several stages; one was compiled")
+            nets[name].append(ArtifactNet(name, (), ()))
         elif name and (match := _TENSOR.match(line)):
             shape = tuple(int(size) for size in match["shape"].split(",") if size.strip())
             sides[match["side"]].append(ArtifactTensor(match["name"], shape, match["dtype"]))
-            nets[name] = ArtifactNet(name, tuple(sides["input"]), tuple(sides["output"]))
+            nets[name][-1] = ArtifactNet(name, tuple(sides["input"]), tuple(sides["output"]))
         elif match := _MEMORY.match(line):
             memory = int(match["bytes"])
-    if not nets or memory is None:
+    if not all(nets.values()) or not nets or memory is None:
         raise ToolError(f"{source}: model_tool printed no nets or no memory size; rebuild the file")
-    return BModelInfo(nets, memory)
+    return BModelInfo({net: tuple(stages) for net, stages in nets.items()}, memory)
 
 
 def match_inputs(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compile import tpu_mlir
 from compile.backend import Job, Source
 from compile.bmodel_info import BModelInfo, fusions, latency_estimate_ms, parse_info
-from compile.shapes import NetShape, net_names, net_shapes
+from compile.shapes import NetShape, largest_first, net_of, net_shapes
 from compile.vendor_process import MemoryBudget, VendorTools
 from compile.work_cache import cached, cached_path
 from compile.work_counts import read_operators, read_profiles
@@ -50,11 +50,8 @@ class Graph:
 
     @property
     def nets(self) -> tuple[NetShape, ...]:
-        """Nets and their static lengths."""
-        job = self.job
-        shapes = job.layout.pipeline.tasks[job.task].shapes
-        image_tokens = self.source.task.dimensions.image_tokens if self.source else 0
-        return net_shapes(job.task, job.component, shapes, image_tokens)
+        """Nets and their static lengths, variants included."""
+        return shapes_of(self.job, self.source.task.dimensions.image_tokens if self.source else 0)
 
     @property
     def name(self) -> str:
@@ -101,6 +98,12 @@ class Graph:
         return tpu_mlir.transform(artifact_net(self.job, net), onnx)
 
 
+def shapes_of(job: Job, image_tokens: int = 0) -> tuple[NetShape, ...]:
+    """Nets of an artifact in every shape that it is compiled for."""
+    shapes = job.layout.pipeline.tasks[job.task].shapes
+    return net_shapes(job.task, job.component, shapes, image_tokens)
+
+
 def rewrites_of(job: Job) -> tuple[str, ...]:
     """Names of the rewrites that an artifact's graphs get, in order."""
     target = job.target
@@ -110,8 +113,9 @@ def rewrites_of(job: Job) -> tuple[str, ...]:
 
 
 def artifact_net(job: Job, net: str) -> str:
-    """What a net is called inside the BModel."""
-    return job.component if net == "main" else f"{job.component}_{net}"
+    """What a net is called inside the BModel; its variants are stages of that net."""
+    name = net_of(job.task, job.component, net)
+    return job.component if name == "main" else f"{job.component}_{name}"
 
 
 def bmodel_file(job: Job, net: str | None = None) -> str:
@@ -121,7 +125,7 @@ def bmodel_file(job: Job, net: str | None = None) -> str:
 
 def is_combined(job: Job) -> bool:
     """Whether the component's nets go into one file with shared weights."""
-    return job.target.combine_nets and len(net_names(job.task, job.component)) > 1
+    return job.target.combine_nets and len(shapes_of(job)) > 1
 
 
 def deploy_folder(job: Job) -> Path:
@@ -147,7 +151,7 @@ def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
 
 def combine_argv(job: Job) -> tpu_mlir.Argv:
     """The command that puts all nets into one file, in the deploy folder."""
-    nets = net_names(job.task, job.component)
+    nets = [shape.name for shape in largest_first(shapes_of(job))]
     parts = [f"{net}/{artifact_net(job, net)}.bmodel" for net in nets]
     return tpu_mlir.combine(parts, bmodel_file(job))
 

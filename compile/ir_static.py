@@ -9,6 +9,7 @@ room for four tokens, of which the runtime masks all but the last.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ LEAST_QUERY_TOKENS = 4
 def static_shapes(job: Job, source: Source) -> tuple[NetShape, ...]:
     """A component's nets with the length of each axis; a decoder's have room for four tokens."""
     shapes = job.layout.pipeline.tasks[job.task].shapes
-    nets = net_shapes(job.task, job.component, shapes, source.task.dimensions.image_tokens)
+    every = net_shapes(job.task, job.component, shapes, source.task.dimensions.image_tokens)
+    nets = tuple(net for net in every if not net.is_variant)
     if job.component != "text_decoder":
         return nets
     return tuple(_with_room(net) for net in nets)
@@ -37,7 +39,7 @@ def static_shapes(job: Job, source: Source) -> tuple[NetShape, ...]:
 def _with_room(net: NetShape) -> NetShape:
     tokens = max(net.axes["text_tokens"], LEAST_QUERY_TOKENS)
     total = net.axes["past_tokens"] + tokens
-    return NetShape(net.name, {**net.axes, "text_tokens": tokens, "total_tokens": total})
+    return replace(net, axes={**net.axes, "text_tokens": tokens, "total_tokens": total})
 
 
 def static_model(source: Source, shape: NetShape) -> tuple[openvino.Model, Net]:

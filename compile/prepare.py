@@ -37,6 +37,10 @@ class PreparedNet(BaseModel):
     file: str
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
+    #: lengths of the dynamic axes
+    axes: dict[str, int]
+    #: the net that this is a variant of; its own name where it is none
+    net: str
     #: attentions in the graph: each has one softmax over its scores
     attentions: int
 
@@ -107,7 +111,7 @@ def prepare(
         folded += fix_shapes(dynamic, _taken(dynamic, with_lookups(case, lookups)), graph)
         check = PlainGraph(plain, [case]).check(graph, f"{source.onnx}: {FIX_SHAPES}", lookups)
         largest = max(largest, check)
-        prepared_nets.append(_described(graph, net.name))
+        prepared_nets.append(_described(graph, net))
     fixed = Rewrite(name=FIX_SHAPES, reason=_REASON, sites=folded, max_abs_error=largest)
     for path in {plain, dynamic}:
         path.unlink()
@@ -165,14 +169,16 @@ def _taken(graph: Path, inputs: Arrays) -> Arrays:
     return {name: inputs[name] for name in input_specs(load_graph(graph))}
 
 
-def _described(graph: Path, name: str) -> PreparedNet:
+def _described(graph: Path, shape: NetShape) -> PreparedNet:
     model = load_graph(graph)
 
     def shapes(specs: dict[str, tuple[tuple[int | str, ...], str]]) -> dict[str, tuple[int, ...]]:
         return {k: tuple(int(size) for size in shape) for k, (shape, _) in specs.items()}
 
     return PreparedNet(
-        name=name,
+        name=shape.name,
+        net=shape.net,
+        axes=dict(shape.axes),
         file=graph.name,
         inputs=shapes(input_specs(model)),
         outputs=shapes(output_specs(model)),

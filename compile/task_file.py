@@ -118,7 +118,8 @@ class TaskFile:
     def _combine(
         self, tools: VendorTools, manifests: Mapping[str, ComponentManifest], folder: Path
     ) -> dict[str, Any]:
-        parts = sorted({net.file for one in manifests.values() for net in one.nets})
+        nets = [net for manifest in manifests.values() for net in manifest.nets]
+        parts = sorted({stage.file for net in nets for stage in net.stages})
         for part in parts:
             (folder / part).symlink_to(self.location.folder / part)
         argv = self._argv(parts)
@@ -133,15 +134,16 @@ class TaskFile:
         log.unlink(missing_ok=True)
         tools.run(tpu_mlir.info(file), folder, log)
         info = parse_info(log.read_text(encoding="utf-8", errors="replace"), file)
-        for manifest in manifests.values():
-            for net in manifest.nets:
-                found = info.nets.get(net.artifact_net or net.name)
-                tensors = (*found.inputs, *found.outputs) if found else ()
-                made = {(t.name, t.shape, t.dtype) for t in tensors}
-                if made != {
-                    (t.artifact_name, t.shape, t.dtype) for t in (*net.inputs, *net.outputs)
-                }:
-                    raise ToolError(f"{file}: net {net.artifact_net} is not as in its own file")
+        for net in nets:
+            name = net.artifact_net or net.name
+            made = [
+                {(t.name, t.shape, t.dtype) for t in (*stage.inputs, *stage.outputs)}
+                for stage in info.nets.get(name, ())
+            ]
+            for stage in net.stages:
+                tensors = (*stage.inputs, *stage.outputs)
+                if {(t.artifact_name, t.shape, t.dtype) for t in tensors} not in made:
+                    raise ToolError(f"{file}: net {name} is not as in its own file")
         return {
             "commands": [list(argv)],
             "device_memory_bytes": info.device_memory_bytes,

@@ -98,6 +98,21 @@ class Work(_Record):
         return "compute" if self.compute_share > self.memory_share else "memory"
 
 
+class NetVariant(_Record):
+    """A net compiled for another shape: a stage of the file's net, or a file of its own."""
+
+    #: the net's name and its lengths, e.g. ``step_16p_3b``
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    #: lengths by axis name
+    axes: dict[str, int]
+    estimate: Estimate | None = None
+    fusions: dict[str, int] = {}
+    work: Work | None = None
+
+
 class Net(_Record):
     """One callable of an artifact."""
 
@@ -116,6 +131,15 @@ class Net(_Record):
     fusions: dict[str, int] = {}
     #: operations and bytes of one call (sophon)
     work: Work | None = None
+    #: lengths by axis name, where there are variants of them (sophon)
+    axes: dict[str, int] = {}
+    #: the same net for further shapes, which share its weights (sophon)
+    variants: tuple[NetVariant, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Net | NetVariant, ...]:
+        """The net and its variants."""
+        return (self, *self.variants)
 
 
 class QuantizedNet(_Record):

@@ -41,6 +41,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ShapeVariants(Strict):
+    """Further shapes that SOPHON's nets are compiled for, beside those of ``StaticShapes``.
+
+    The runtime takes the smallest one that fits each call (docs/runtime.md).
+    """
+
+    #: images per call: vision encoder, its projection and, for captions, cross keys and values
+    batch: tuple[Annotated[int, Field(ge=2, le=64)], ...] = ()
+    #: shorter texts, questions (vqa, itm) and prompts (caption)
+    text_tokens: tuple[Annotated[int, Field(ge=2, le=512)], ...] = ()
+    #: shorter self-attention caches of a decoder's step
+    past_tokens: tuple[Annotated[int, Field(ge=1, le=511)], ...] = ()
+    #: rows per decoder step: beams of one search, or several captions and answers
+    beams: tuple[Annotated[int, Field(ge=2, le=64)], ...] = ()
+
+    @field_validator("batch", "text_tokens", "past_tokens", "beams")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a length is listed twice; list each once")
+        return tuple(sorted(value))
+
+
 class StaticShapes(Strict):
     """Lengths that targets without dynamic shapes are compiled for."""
 
@@ -50,6 +73,19 @@ class StaticShapes(Strict):
     text_tokens: Annotated[int, Field(ge=2, le=512)]
     #: rows of the decoder's self-attention cache: prompt plus generated tokens (caption, vqa)
     past_tokens: Annotated[int, Field(ge=4, le=511)] | None = None
+    #: further, on chips (sophon)
+    variants: ShapeVariants = ShapeVariants()
+
+    @model_validator(mode="after")
+    def _variants_are_smaller(self) -> StaticShapes:
+        for name, most in (("text_tokens", self.text_tokens), ("past_tokens", self.past_tokens)):
+            for length in getattr(self.variants, name):
+                if most is None or length >= most:
+                    raise ValueError(
+                        f"variants.{name}: {length} is not below {name} ({most}), the largest; "
+                        f"raise {name} or remove it"
+                    )
+        return self
 
 
 class TaskConfig(Strict):
@@ -266,6 +302,8 @@ class PipelineConfig(Strict):
     def _decoder_lengths(self) -> PipelineConfig:
         for name, task in self.tasks.items():
             shapes = task.shapes
+            if "text_decoder" not in TASK_COMPONENTS[name] and shapes.variants.beams:
+                raise ValueError(f"tasks.{name}.shapes.variants.beams: {name} has no decoder")
             if "text_decoder" in TASK_COMPONENTS[name]:
                 if shapes.past_tokens is None:
                     raise ValueError(

@@ -74,19 +74,23 @@ class FixedCache:
         shape = (rows, slots, dimensions.heads, dimensions.head_size)
         self._buffers = [np.zeros(shape, dtype=np.float32) for _ in self._past]
 
-    def feeds(self, row: int) -> ArrayDict:
-        """One row's past as inputs, ``[1, slots, heads, head size]``, without a copy."""
-        return {name: buffer[row : row + 1] for name, buffer in zip(self._past, self._buffers)}
+    def feeds(self, rows: range, slots: int) -> ArrayDict:
+        """Some rows' first ``slots`` as inputs, ``[rows, slots, heads, head size]``; no copy."""
+        return {
+            name: buffer[rows.start : rows.stop, :slots]
+            for name, buffer in zip(self._past, self._buffers)
+        }
 
-    def append(self, row: int, outputs: ArrayDict, tokens: int) -> None:
-        """Adds the last ``tokens`` new keys and values to a row; the overflow is not needed."""
-        start = int(self.lengths[row])
-        kept = min(tokens, self.slots - start)
-        for name, buffer in zip(self._new, self._buffers):
-            new = outputs[name][0]
-            first = new.shape[0] - tokens
-            buffer[row, start : start + kept] = new[first : first + kept]
-        self.lengths[row] = start + tokens
+    def append(self, rows: range, outputs: ArrayDict, tokens: int) -> None:
+        """Adds the last ``tokens`` new keys and values to some rows; overflow is not needed."""
+        for index, row in enumerate(rows):
+            start = int(self.lengths[row])
+            kept = min(tokens, self.slots - start)
+            for name, buffer in zip(self._new, self._buffers):
+                new = outputs[name][index]
+                first = new.shape[0] - tokens
+                buffer[row, start : start + kept] = new[first : first + kept]
+            self.lengths[row] = start + tokens
 
     def select(self, rows: np.ndarray) -> None:
         """Keeps these rows in this order; a row may be repeated."""

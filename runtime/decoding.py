@@ -12,6 +12,7 @@ from runtime.caches import FixedCache, GrowingCache
 from runtime.errors import ArtifactError, BackendError
 from runtime.manifests import Dimensions, Net
 from runtime.sessions import Session, widened
+from runtime.stages import row_groups
 
 ArrayDict = Dict[str, np.ndarray]
 
@@ -154,9 +155,10 @@ def _places(wanted: np.ndarray, contexts: np.ndarray) -> Optional[np.ndarray]:
 
 
 class FixedRun(DecoderRun):
-    """Row after row, for nets compiled for one row and fixed lengths: ``first_pass`` and ``step``.
+    """For nets compiled for fixed lengths: ``first_pass`` and ``step``, row after row.
 
-    Prompts are left-padded to the first pass's length; longer ones are fed in several calls.
+    Prompts are left-padded to the first pass's length; longer ones are fed in several calls. A step
+    takes several rows at once where it was compiled for that.
     """
 
     def __init__(self, session: Session, dimensions: Dimensions, cross: CrossStates) -> None:
@@ -167,7 +169,7 @@ class FixedRun(DecoderRun):
         self._first = session.nets.get("first_pass", self._step)
         self._slots = fixed_axis(self._step, "past.0.key", 1)
         self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)
-        self._step_tokens = fixed_axis(self._step, "self_attention_mask", 2)
+        self._rows = self._step.lengths("batch") or (1,)
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``."""
@@ -182,29 +184,52 @@ class FixedRun(DecoderRun):
         if not np.array_equal(parents, np.arange(len(self._contexts))):
             self._cache.select(parents)
             self._contexts = self._contexts[parents]
-        return np.concatenate(
-            [self._call(self._step, row, [int(token)]) for row, token in enumerate(tokens)]
-        )
+        logits, start = [], 0
+        for count in row_groups(len(tokens), self._rows):
+            rows = range(start, start + count)
+            logits.append(self._call(self._step, rows, [[int(tokens[row])] for row in rows]))
+            start += count
+        return np.concatenate(logits)
 
     def _prompt(self, row: int, prompt: List[int]) -> np.ndarray:
         logits = np.zeros(0)
         for start, end in prompt_cuts(len(prompt), self._first_tokens):
             net = self._step if end - start == 1 else self._first
-            logits = self._call(net, row, prompt[start:end])
+            logits = self._call(net, range(row, row + 1), [prompt[start:end]])
         return logits
 
-    def _call(self, net: Net, row: int, tokens: List[int]) -> np.ndarray:
-        length = self._step_tokens if net is self._step else self._first_tokens
-        past = int(self._cache.lengths[row])
-        context = self._cross.select(self._contexts[row : row + 1])
-        feeds = fixed_call(tokens, length, past, self._slots)
-        feeds.update(self._cache.feeds(row))
+    def _call(self, net: Net, rows: range, tokens: List[List[int]]) -> np.ndarray:
+        """Feeds equally many tokens to each of some rows, in the smallest stage that fits."""
+        lengths = [int(self._cache.lengths[row]) for row in rows]
+        stage = fitting_stage(net, len(rows), len(tokens[0]), max(lengths))
+        length = fixed_axis(stage, "self_attention_mask", 2)
+        slots = fixed_axis(stage, "past.0.key", 1)
+        context = self._cross.select(self._contexts[rows.start : rows.stop])
+        feeds = fixed_calls(tokens, length, lengths, slots)
+        feeds.update(self._cache.feeds(rows, slots))
         feeds.update(context.arrays)
         if net.input(CROSS_MASK) is not None:
             feeds[CROSS_MASK] = cross_mask(context, length)
         outputs = self._session.run(feeds, net=net.name)
-        self._cache.append(row, outputs, len(tokens))
+        self._cache.append(rows, outputs, len(tokens[0]))
         return checked_logits(outputs["logits"], self._session)
+
+
+def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:
+    """The smallest stage of a decoder's net for so many rows, new tokens each, and past ones."""
+    if not net.variants:
+        return net
+    # Beyond the last slot nothing is read: the rows of a full cache are all there is.
+    slots = min(past, net.lengths("past_tokens")[-1])
+    return net.smallest(batch=rows, text_tokens=tokens, past_tokens=slots)
+
+
+def fixed_calls(
+    tokens: List[List[int]], length: int, pasts: Sequence[int], slots: int
+) -> ArrayDict:
+    """``fixed_call`` of several rows, one below the other."""
+    calls = [fixed_call(row, length, past, slots) for row, past in zip(tokens, pasts)]
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
 
 
 def prompt_cuts(tokens: int, most: int) -> List[Tuple[int, int]]:

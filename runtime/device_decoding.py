@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from runtime.decoding import (
     CROSS_MASK,
     DecoderRun,
     additive,
+    fitting_stage,
     fixed_axis,
-    fixed_call,
+    fixed_calls,
     prompt_cuts,
 )
 from runtime.decoding import checked_logits as checked
@@ -20,6 +21,7 @@ from runtime.errors import ArtifactError
 from runtime.manifests import Dimensions, Net
 from runtime.sail_session import SailSession
 from runtime.sessions import widened
+from runtime.stages import row_groups
 
 
 class DeviceCrossStates:
@@ -69,16 +71,31 @@ class DeviceCrossStates:
                 session.write(tensors[spec.name], array, taken)
 
 
-class _Row:
-    """One sequence's keys and values in device memory."""
+class _Rows:
+    """Caches of one or more sequences in one set of tensors, and what they attend to."""
 
-    def __init__(self, tensors: Dict[str, Any]) -> None:
+    def __init__(self, stage: Net, tensors: Dict[str, Any], rows: int) -> None:
+        self.stage = stage
+        #: past keys and values ``[rows, slots, heads, head size]``
         self.tensors = tensors
-        self.length = 0
+        #: cross keys and values of the rows; for one row, the context's own tensors
+        self.cross: Mapping[str, Any] = {}
+        #: context of each row, as far as ``cross`` holds it
+        self.contexts: List[int] = []
+        #: tokens fed of each sequence
+        self.lengths = [0] * rows
+
+
+#: One sequence's place: its tensors and its row in them.
+_Place = Tuple[_Rows, int]
 
 
 class DeviceRun(DecoderRun):
-    """Row after row on one board; caches and cross keys and values never leave it."""
+    """Decodes on one board; caches and cross keys and values never leave it.
+
+    Rows are taken together where the step was compiled for several; a row moves to larger tensors
+    when those of its stage are full.
+    """
 
     def __init__(
         self, session: SailSession, dimensions: Dimensions, cross: DeviceCrossStates
@@ -91,32 +108,42 @@ class DeviceRun(DecoderRun):
         self._first = session.nets.get("first_pass", self._step)
         self._slots = fixed_axis(self._step, "past.0.key", 1)
         self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)
+        self._sizes = self._step.lengths("batch") or (1,)
         self._past = past_names(dimensions.layers)
         self._new = new_names(dimensions.layers)
         self._row_elements = dimensions.heads * dimensions.head_size
-        self._spare: List[_Row] = []
+        self._spare: List[_Rows] = []
         self._check_dtypes()
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``."""
         self._contexts = list(contexts)
-        self._rows = [self._new_row() for _ in prompts]
+        # A prompt's passes take the largest cache: the nets of a first pass have no other.
+        rows = [self._new_rows(self._step) for _ in prompts]
+        self._places: List[_Place] = [(one, 0) for one in rows]
         logits = []
         for row, prompt in enumerate(prompts):
+            self._attend(rows[row], [self._contexts[row]])
             last = np.zeros(0)
             for start, end in prompt_cuts(len(prompt), self._first_tokens):
                 net = self._step if end - start == 1 else self._first
-                last = self._call(net, row, list(prompt[start:end]))
+                stage = fitting_stage(net, 1, end - start, self._slots)
+                last = self._call(stage, rows[row], [list(prompt[start:end])])
             logits.append(last)
         return np.concatenate(logits)
 
     def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """See ``DecoderRun``."""
-        if not np.array_equal(parents, np.arange(len(self._rows))):
-            self._select([int(parent) for parent in parents])
-        return np.concatenate(
-            [self._call(self._step, row, [int(token)]) for row, token in enumerate(tokens)]
-        )
+        continued = [int(parent) for parent in parents]
+        self._contexts = [self._contexts[parent] for parent in continued]
+        groups = self._arrange(continued)
+        logits, start = [], 0
+        for rows in groups:
+            count = len(rows.lengths)
+            given = [[int(token)] for token in tokens[start : start + count]]
+            logits.append(self._call(rows.stage, rows, given))
+            start += count
+        return np.concatenate(logits)
 
     def _check_dtypes(self) -> None:
         """Device copies move bytes: new and past rows must have one dtype."""
@@ -129,70 +156,127 @@ class DeviceRun(DecoderRun):
                         "rebuild it"
                     )
 
-    def _new_row(self) -> _Row:
-        if self._spare:
-            return self._spare.pop()
+    def _new_rows(self, stage: Net) -> _Rows:
+        rows = fixed_axis(stage, "past.0.key", 0)
+        for index, spare in enumerate(self._spare):
+            if spare.stage is stage:
+                found = self._spare.pop(index)
+                found.lengths = [0] * rows
+                return found
         tensors = {}
         for name in self._past:
-            spec = self._step.input(name)
+            spec = stage.input(name)
             assert spec is not None  # noqa: S101 - _check_dtypes has looked
             # A masked slot must not hold a NaN: zero times NaN is NaN.
-            tensors[name] = self._session.new_tensor(self._step, spec, zeroed=True)
-        return _Row(tensors)
+            tensors[name] = self._session.new_tensor(stage, spec, zeroed=True)
+        return _Rows(stage, tensors, rows)
 
-    def _select(self, parents: List[int]) -> None:
-        """Row i continues row ``parents[i]``: one child takes the cache over, others copy it."""
-        taken: Dict[int, _Row] = {}
-        rows: List[_Row] = []
-        unused = [row for index, row in enumerate(self._rows) if index not in set(parents)]
-        self._spare += unused
-        for parent in parents:
-            source = self._rows[parent]
-            if parent not in taken:
-                taken[parent] = source
-                rows.append(source)
-                continue
-            copy = self._new_row()
-            copy.length = source.length
-            count = min(source.length, self._slots) * self._row_elements
-            for name in self._past:
-                copy.tensors[name].sync_d2d(source.tensors[name], 0, 0, count)
-            rows.append(copy)
-        self._rows = rows
-        self._contexts = [self._contexts[parent] for parent in parents]
+    def _arrange(self, parents: List[int]) -> List[_Rows]:
+        """Lays out rows that continue ``parents``: what can stay where it is stays."""
+        before = [self._places[parent] for parent in parents]
+        groups: List[_Rows] = []
+        places: List[_Place] = []
+        taken: List[_Rows] = []
+        start = 0
+        for count in row_groups(len(parents), self._sizes):
+            sources = before[start : start + count]
+            lengths = [rows.lengths[row] for rows, row in sources]
+            stage = fitting_stage(self._step, count, 1, max(lengths))
+            group = sources[0][0]
+            stays = sources == [(group, row) for row in range(len(group.lengths))]
+            if not stays or group in taken or _larger(stage, group.stage):
+                group = self._copied(stage, sources, lengths)
+            taken.append(group)
+            self._attend(group, self._contexts[start : start + count])
+            groups.append(group)
+            places += [(group, row) for row in range(count)]
+            start += count
+        kept = {id(group) for group in groups}
+        for rows, _ in self._places:
+            if id(rows) not in kept:
+                kept.add(id(rows))
+                self._spare.append(rows)
+        self._places = places
+        return groups
 
-    def _call(self, net: Net, row: int, tokens: List[int]) -> np.ndarray:
-        session, cache = self._session, self._rows[row]
-        length = 1 if net is self._step else self._first_tokens
-        feeds = fixed_call(tokens, length, cache.length, self._slots)
-        context = self._contexts[row]
+    def _copied(self, stage: Net, sources: List[_Place], lengths: List[int]) -> _Rows:
+        copy = self._new_rows(stage)
+        copy.lengths = list(lengths)
+        for row, (rows, source) in enumerate(sources):
+            there, here = self._slots_of(rows), self._slots_of(copy)
+            count = min(lengths[row], there, here) * self._row_elements
+            for name in self._past if count else ():
+                copy.tensors[name].sync_d2d(
+                    rows.tensors[name],
+                    source * there * self._row_elements,
+                    row * here * self._row_elements,
+                    count,
+                )
+        return copy
+
+    def _slots_of(self, rows: _Rows) -> int:
+        return fixed_axis(rows.stage, "past.0.key", 1)
+
+    def _attend(self, rows: _Rows, contexts: List[int]) -> None:
+        """Gives rows the cross keys and values of their contexts; several rows take copies."""
+        if rows.contexts == contexts:
+            return
+        if len(contexts) == 1:
+            rows.cross = self._cross.tensors[contexts[0]]
+        else:
+            stacked = dict(rows.cross)
+            for name in self._cross.tensors[contexts[0]]:
+                spec = rows.stage.input(name)
+                assert spec is not None  # noqa: S101 - the nets of one artifact
+                if name not in stacked:
+                    stacked[name] = self._session.new_tensor(rows.stage, spec)
+                size = int(np.prod([int(axis) for axis in spec.shape[1:]]))
+                for row, context in enumerate(contexts):
+                    if row >= len(rows.contexts) or rows.contexts[row] != context:
+                        source = self._cross.tensors[context][name]
+                        stacked[name].sync_d2d(source, 0, row * size, size)
+            rows.cross = stacked
+        rows.contexts = list(contexts)
+
+    def _call(self, net: Net, rows: _Rows, tokens: List[List[int]]) -> np.ndarray:
+        session = self._session
+        length = fixed_axis(net, "self_attention_mask", 2)
+        feeds = fixed_calls(tokens, length, rows.lengths, self._slots_of(rows))
         if net.input(CROSS_MASK) is not None:
-            feeds[CROSS_MASK] = self._cross_mask(net, context, length)
-        resident: Mapping[str, Any] = {**cache.tensors, **self._cross.tensors[context]}
+            masks = [self._cross_mask(net, context, length) for context in rows.contexts]
+            feeds[CROSS_MASK] = np.concatenate(masks)
+        resident: Mapping[str, Any] = {**rows.tensors, **rows.cross}
         # The net's own tensors serve one call at a time.
         with session.exclusive():
             inputs = session.small_inputs(net, feeds, resident)
             outputs = session.outputs_of(net)
             session.process(net, inputs, outputs)
-            self._append(cache, outputs, length, len(tokens))
+            self._append(rows, outputs, length, len(tokens[0]))
             logits_spec = net.output("logits")
             assert logits_spec is not None  # noqa: S101 - process has used it
             logits = session.read(outputs["logits"], logits_spec)
         return checked(logits, session)
 
-    def _append(self, cache: _Row, outputs: Mapping[str, Any], length: int, tokens: int) -> None:
-        kept = min(tokens, self._slots - cache.length)
-        if kept > 0:
-            # sail counts offsets and lengths in elements.
-            source = (length - tokens) * self._row_elements
-            target = cache.length * self._row_elements
-            for past, new in zip(self._past, self._new):
-                cache.tensors[past].sync_d2d(
-                    outputs[new], source, target, kept * self._row_elements
-                )
-        cache.length += tokens
+    def _append(self, rows: _Rows, outputs: Mapping[str, Any], length: int, tokens: int) -> None:
+        slots = self._slots_of(rows)
+        for row, past_tokens in enumerate(rows.lengths):
+            kept = min(tokens, slots - past_tokens)
+            if kept > 0:
+                # sail counts offsets and lengths in elements.
+                source = (row * length + length - tokens) * self._row_elements
+                target = (row * slots + past_tokens) * self._row_elements
+                for past, new in zip(self._past, self._new):
+                    rows.tensors[past].sync_d2d(
+                        outputs[new], source, target, kept * self._row_elements
+                    )
+            rows.lengths[row] = past_tokens + tokens
 
     def _cross_mask(self, net: Net, context: int, length: int) -> np.ndarray:
         encoder_tokens = fixed_axis(net, CROSS_MASK, 3)
         mask = np.ones(encoder_tokens) if self._cross.mask is None else self._cross.mask[context]
         return additive(np.broadcast_to(mask != 0, (1, 1, length, encoder_tokens)))
+
+
+def _larger(stage: Net, than: Net) -> bool:
+    """Whether a stage has more slots than another; going back to fewer would copy for nothing."""
+    return fixed_axis(stage, "past.0.key", 1) > fixed_axis(than, "past.0.key", 1)

@@ -94,7 +94,7 @@ def _size_bytes(item: ComponentManifest) -> int:
 def _components(found: List[ComponentManifest]) -> str:
     rows = []
     for item in found:
-        for index, net in enumerate(item.nets):
+        for index, net in enumerate(item.stages):
             first = index == 0
             memory = item.device_memory_bytes
             rows.append(
@@ -117,7 +117,7 @@ def _signatures(found: List[ComponentManifest]) -> List[str]:
     """Shapes of every net; targets that share them are named together."""
     targets: Dict[Tuple[str, str, str], List[str]] = {}
     for item in found:
-        for net in item.nets:
+        for net in item.stages:
             shapes = f"{_shapes(net.inputs)} -> {_shapes(net.outputs)}"
             targets.setdefault((item.component, net.name, shapes), []).append(item.target)
     lines = []
@@ -193,7 +193,7 @@ def _record(item: ComponentManifest) -> Dict[str, Any]:
                 "outputs": {spec.name: list(spec.shape) for spec in net.outputs},
                 "estimate_ms": net.latency_ms,
             }
-            for net in item.nets
+            for net in item.stages
         ],
         "files": {name: record.sha256 for name, record in item.files.items()},
         "size_bytes": _size_bytes(item),

@@ -49,6 +49,11 @@ class ComponentManifest:
         """The folder that file names are relative to."""
         return self.path.parent
 
+    @property
+    def stages(self) -> Tuple[Net, ...]:
+        """All nets, each with its variants."""
+        return tuple(stage for net in self.nets for stage in net.stages)
+
     def net(self, name: str) -> Net:
         """The net called ``name``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, List, Mapping, Optional, Tuple, Union
 
@@ -60,6 +60,35 @@ class Net:
     latency_ms: Optional[float] = None
     states: Tuple[State, ...] = ()
     row_index: Optional[str] = None
+    #: lengths by axis name: ``batch``, ``text_tokens``, ``past_tokens``; where there are variants
+    axes: Mapping[str, int] = field(default_factory=dict)
+    #: the same net for other shapes: on a chip, further stages of it
+    variants: Tuple["Net", ...] = ()
+
+    @property
+    def stages(self) -> Tuple["Net", ...]:
+        """The net and its variants."""
+        return (self, *self.variants)
+
+    def lengths(self, axis: str) -> Tuple[int, ...]:
+        """Lengths of an axis that the net was compiled for, ascending; empty if unknown."""
+        return tuple(sorted({net.axes[axis] for net in self.stages if axis in net.axes}))
+
+    def smallest(self, **least: int) -> "Net":
+        """The smallest stage with at least these lengths; the net itself where none has them."""
+        fitting = [
+            net
+            for net in self.stages
+            if all(net.axes.get(axis, 0) >= length for axis, length in least.items())
+        ]
+        return min(fitting, key=lambda net: sorted(net.axes.values()), default=self)
+
+    def taking(self, shapes: Mapping[str, Tuple[int, ...]]) -> "Net":
+        """The stage whose inputs have these shapes by name; the net itself where none has."""
+        for net in self.stages:
+            if all(spec.shape == shapes.get(spec.name, spec.shape) for spec in net.inputs):
+                return net
+        return self
 
     def input(self, name: str) -> Optional[TensorSpec]:
         """The input called ``name`` in the contract, or None."""
@@ -94,8 +123,6 @@ def read_net(data: Mapping[str, Any], where: str) -> Net:
         ArtifactError: a file name that leaves the artifact's folder.
         KeyError, TypeError, ValueError: not what a manifest holds.
     """
-    estimate = data.get("estimate") or {}
-    latency_ms = estimate.get("latency_ms")
     lookups = [
         HostLookup(
             indices=str(item["indices"]),
@@ -104,14 +131,14 @@ def read_net(data: Mapping[str, Any], where: str) -> Net:
         )
         for item in data.get("host_lookups") or ()
     ]
-    return Net(
+    net = Net(
         name=str(data["name"]),
         file=safe_name(data["file"], f"{where}: nets"),
         artifact_net=data.get("artifact_net"),
         inputs=_specs(data["inputs"]),
         outputs=_specs(data["outputs"]),
         host_lookups=tuple(lookups),
-        latency_ms=None if latency_ms is None else float(latency_ms),
+        latency_ms=_latency_ms(data),
         states=tuple(
             State(
                 past=str(item["past"]),
@@ -122,7 +149,30 @@ def read_net(data: Mapping[str, Any], where: str) -> Net:
             for item in data.get("states") or ()
         ),
         row_index=data.get("row_index"),
+        axes=_axes(data.get("axes")),
     )
+    variants = tuple(
+        replace(
+            net,
+            name=str(item["name"]),
+            file=safe_name(item["file"], f"{where}: nets"),
+            inputs=_specs(item["inputs"]),
+            outputs=_specs(item["outputs"]),
+            latency_ms=_latency_ms(item),
+            axes=_axes(item["axes"]),
+        )
+        for item in data.get("variants") or ()
+    )
+    return replace(net, variants=variants)
+
+
+def _latency_ms(data: Mapping[str, Any]) -> Optional[float]:
+    latency_ms = (data.get("estimate") or {}).get("latency_ms")
+    return None if latency_ms is None else float(latency_ms)
+
+
+def _axes(data: Optional[Mapping[str, Any]]) -> Mapping[str, int]:
+    return {str(axis): int(length) for axis, length in (data or {}).items()}
 
 
 def _order(axes: List[Any]) -> Tuple[int, ...]:

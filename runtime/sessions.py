@@ -148,7 +148,8 @@ class Session(ABC):
             feeds: contract name to array; names that the net does not take are ignored. Dtypes are
                 converted to the net's own, and embeddings are looked up where the net takes them
                 instead of token ids.
-            net: which net; may be omitted where there is only one.
+            net: which net; may be omitted where there is only one. Of a net compiled for several
+                shapes, the stage that takes the shapes of ``feeds`` runs.
 
         Returns:
             Contract name to array; half-precision outputs come back as float32.
@@ -158,6 +159,8 @@ class Session(ABC):
             BackendError: the backend failed.
         """
         chosen = self.net(net)
+        if chosen.variants:
+            chosen = chosen.taking({name: np.shape(array) for name, array in feeds.items()})
         self.load()
         arrays = self._convert(chosen, feeds)
         outputs = self._execute(chosen, arrays)

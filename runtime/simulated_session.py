@@ -19,7 +19,7 @@ class SimulatedSession(Session):
     def _load(self) -> None:
         chip = self.manifest.target
         self._files: Dict[str, SimulatorSession] = {}
-        for net in self.manifest.nets:
+        for net in self.manifest.stages:
             if net.file not in self._files:
                 path = self.manifest.folder / net.file
                 self._files[net.file] = self._pool.take(path, partial(SimulatorSession, path, chip))
@@ -29,7 +29,7 @@ class SimulatedSession(Session):
             spec.artifact_name: array for spec, array in zip(net.inputs, arrays)
         }
         with self.in_backend():
-            outputs = self._files[net.file].run(net.artifact_net or net.name, feeds)
+            outputs = self._files[net.file].run(net.artifact_net or net.name, feeds, stage=True)
         missing = [s.artifact_name for s in net.outputs if s.artifact_name not in outputs]
         if missing:
             raise BackendError(

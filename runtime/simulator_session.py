@@ -97,7 +97,12 @@ class SimulatorSession:
             return dict(self._started().nets)
 
     def run(
-        self, net: str, feeds: Feeds, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+        self,
+        net: str,
+        feeds: Feeds,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        stage: bool = False,
     ) -> Dict[str, np.ndarray]:
         """Runs one net.
 
@@ -106,6 +111,8 @@ class SimulatorSession:
             feeds: all inputs, by the BModel's tensor name or by index. Float arrays are rounded to
                 the input's float type, integers are narrowed if their values fit.
             timeout_seconds: after this the process is ended.
+            stage: the arrays' shapes may be those of any of the net's stages, as its manifest says;
+                the file itself declares those of its first stage, the largest, only.
 
         Returns:
             Output arrays by the BModel's tensor name, in its order and its own types;
@@ -121,7 +128,7 @@ class SimulatorSession:
                 known = ", ".join(worker.nets)
                 raise InputError(f"{self.path.name}: no net '{net}'; there are: {known}")
             declared = worker.nets[net]
-            arrays = _ordered(declared, feeds, f"{self.path.name}, net '{net}'")
+            arrays = _ordered(declared, feeds, f"{self.path.name}, net '{net}'", stage)
             try:
                 outputs = worker.request(net, arrays, timeout_seconds)
             except BaseException:
@@ -225,7 +232,7 @@ def _worker_limit() -> int:
     return int(text)
 
 
-def _ordered(net: BModelNet, feeds: Feeds, where: str) -> List[np.ndarray]:
+def _ordered(net: BModelNet, feeds: Feeds, where: str, stage: bool) -> List[np.ndarray]:
     """Feeds in the order, shapes and dtypes of a net's inputs."""
     named: Dict[Union[str, int], np.ndarray]
     named = dict(feeds) if isinstance(feeds, Mapping) else dict(enumerate(feeds))
@@ -235,7 +242,7 @@ def _ordered(net: BModelNet, feeds: Feeds, where: str) -> List[np.ndarray]:
         if key not in named:
             raise InputError(f"{where}: input {index} '{tensor.name}' is missing")
         arrays.append(
-            _fitted(np.asarray(named.pop(key)), tensor, f"{where}, input '{tensor.name}'")
+            _fitted(np.asarray(named.pop(key)), tensor, f"{where}, input '{tensor.name}'", stage)
         )
     if named:
         known = ", ".join(tensor.name for tensor in net.inputs)
@@ -243,8 +250,11 @@ def _ordered(net: BModelNet, feeds: Feeds, where: str) -> List[np.ndarray]:
     return arrays
 
 
-def _fitted(array: np.ndarray, tensor: BModelTensor, where: str) -> np.ndarray:
-    if array.shape != tensor.shape:
+def _fitted(array: np.ndarray, tensor: BModelTensor, where: str, stage: bool) -> np.ndarray:
+    smaller = len(array.shape) == len(tensor.shape) and all(
+        mine <= most for mine, most in zip(array.shape, tensor.shape)
+    )
+    if array.shape != tensor.shape and not (stage and smaller):
         raise InputError(f"{where}: shape {list(array.shape)}, it must be {list(tensor.shape)}")
     wanted = np.dtype(tensor.array_dtype)
     if array.dtype == wanted:

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import importlib
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -145,15 +146,23 @@ class Simulator:
         if len(arrays) != len(inputs):
             raise WorkerError(f"net '{name}' has {len(inputs)} inputs, {len(arrays)} given")
         for tensor, array in zip(inputs, arrays):
-            if tensor.data.shape != array.shape or tensor.data.dtype != array.dtype:
+            if tensor.data.size < array.size or tensor.data.dtype != array.dtype:
                 raise WorkerError(
                     f"net '{name}', input '{tensor.name}': {array.dtype}{list(array.shape)} given, "
                     f"it is {tensor.data.dtype}{list(tensor.data.shape)}"
                 )
-            tensor.data[...] = array
+            # A smaller stage reads the beginning of the buffer, which the largest one sized.
+            tensor.data.reshape(-1)[: array.size] = array.reshape(-1)
+        if all(tensor.data.shape == array.shape for tensor, array in zip(inputs, arrays)):
+            with self._busy():
+                net.forward()
+            return [tensor.data.copy() for tensor in net.outputs]
         with self._busy():
-            net.forward()
-        return [tensor.data.copy() for tensor in net.outputs]
+            shapes = net.forward_dynamic([list(array.shape) for array in arrays])
+        return [
+            tensor.data.reshape(-1)[: math.prod(shape)].reshape(shape).copy()
+            for tensor, shape in zip(net.outputs, shapes)
+        ]
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:

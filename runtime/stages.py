@@ -16,6 +16,8 @@ Item = TypeVar("Item")
 STAGE_BYTES = 256 << 20
 #: Most rows per call for nets with a dynamic batch.
 BATCH_ROWS = 16
+#: Inputs whose second axis counts the tokens of a text.
+_TEXTS = ("input_ids", "attention_mask")
 #: Most rows per stage for nets with a fixed one: their results come out together.
 FIXED_ROWS = 64
 
@@ -54,19 +56,57 @@ def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
-    """Runs a net on any number of rows; every input's first axis counts rows."""
+    """Runs a net on any number of rows; every input's first axis counts rows.
+
+    Of a net compiled for several batches, as many rows as fit are taken at once; of one compiled
+    for several text lengths, the shortest that holds a row's text.
+    """
     rows = len(next(iter(feeds.values())))
-    batch = fixed_batch(session.net(net))
-    if batch is None or batch == rows:
+    chosen = session.net(net)
+    batch = fixed_batch(chosen)
+    if batch is None or (batch == rows and not chosen.variants):
         return session.run(feeds, net=net)
     parts: List[ArrayDict] = []
-    for start in range(0, rows, batch):
-        part = {name: array[start : start + batch] for name, array in feeds.items()}
-        count = len(next(iter(part.values())))
-        if count < batch:
-            part = {name: _filled(array, batch) for name, array in part.items()}
-        parts.append(_first_rows(session.run(part, net=net), count))
+    start = 0
+    for count in row_groups(rows, chosen.lengths("batch") or (batch,)):
+        size = chosen.smallest(batch=count).axes.get("batch", batch)
+        part = {name: array[start : start + count] for name, array in feeds.items()}
+        start += count
+        if count < size:
+            part = {name: _filled(array, size) for name, array in part.items()}
+        parts.append(_first_rows(_run_text(session, chosen, part), count))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def row_groups(rows: int, sizes: Sequence[int]) -> List[int]:
+    """How many rows to take per call: always the largest size that is filled.
+
+    A last group smaller than every size is to be filled up.
+    """
+    groups = []
+    while rows:
+        size = min(max((size for size in sizes if size <= rows), default=min(sizes)), rows)
+        groups.append(size)
+        rows -= size
+    return groups
+
+
+def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
+    """Runs a net on texts cut to the shortest length that holds them; outputs as without that."""
+    mask = feeds.get("attention_mask")
+    if mask is None or len(net.lengths("text_tokens")) < 2:
+        return session.run(feeds, net=net.name)
+    full = mask.shape[1]
+    real = int(np.max(np.nonzero(mask.any(axis=0))[0], initial=0)) + 1
+    length = net.smallest(text_tokens=real).axes["text_tokens"]
+    cut = {name: a[:, :length] if name in _TEXTS else a for name, a in feeds.items()}
+    outputs = session.run(cut, net=net.name)
+    padding = ((0, 0), (0, full - length), (0, 0))
+    return {
+        # What stands for padding is masked wherever it goes.
+        name: np.pad(array, padding) if name == "last_hidden_state" else array
+        for name, array in outputs.items()
+    }
 
 
 def as_numpy(value: Any) -> np.ndarray:

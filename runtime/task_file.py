@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from runtime.errors import ArtifactError
 from runtime.integrity import FileRecord
 from runtime.manifests import SCHEMA_VERSION, ComponentManifest
-from runtime.nets import safe_name
+from runtime.nets import Net, safe_name
 
 COMBINED_SUFFIX = ".combined.json"
 
@@ -93,12 +93,17 @@ def in_one_file(chosen: List[ComponentManifest]) -> List[ComponentManifest]:
 
 
 def _pointed(item: ComponentManifest, found: TaskFile) -> ComponentManifest:
-    own = {net.file for net in item.nets}
+    own = {stage.file for net in item.nets for stage in net.stages}
     files = {name: record for name, record in item.files.items() if name not in own}
     return replace(
         item,
-        nets=tuple(replace(net, file=found.file) for net in item.nets),
+        nets=tuple(_moved(net, found.file) for net in item.nets),
         files={**files, found.file: found.record},
         # Of the whole file, all of which is loaded with the first component.
         device_memory_bytes=found.device_memory_bytes,
     )
+
+
+def _moved(net: Net, file: str) -> Net:
+    variants = tuple(replace(stage, file=file) for stage in net.variants)
+    return replace(net, file=file, variants=variants)

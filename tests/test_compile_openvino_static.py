@@ -45,7 +45,7 @@ def test_every_axis_is_fixed_and_a_step_has_room(pipeline: PrivatePipeline) -> N
 def test_one_query_token_is_refused(pipeline: PrivatePipeline) -> None:
     source = pipeline.source("text_decoder")
     (_, step) = static_shapes(pipeline.job("text_decoder", STATIC), source)
-    one = NetShape("step", {**step.axes, "text_tokens": 1})
+    one = NetShape("step", {**step.axes, "text_tokens": 1}, "step")
     with pytest.raises(ToolError, match="1 query tokens with fixed shapes"):
         static_model(source, one)
 

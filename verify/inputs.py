@@ -7,7 +7,6 @@ is judged alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -26,35 +25,16 @@ from runtime.texts import padded_texts
 from runtime.tokenization import TextTokenizer
 from verify.artifacts import runtime_failures
 from verify.cases import SEED_STRIDE, picture, questions_by_length
+from verify.samples import Sample as Sample
+from verify.samples import stage_samples
 
 Array = NDArray[Any]
 
-#: Outputs with one row of axis 1 per text token: padded rows are compared with nothing.
-_TOKEN_OUTPUTS = ("last_hidden_state", "new.", "cross.")
 #: Decode steps that are always compared: the second is where a fused kernel went wrong unseen by
 #: the first.
 _EARLY_STEPS = (1, 2, 3)
 #: Ends the name of a sample whose unused cache slots hold another generation's rows.
 STALE = ", stale slots"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One call of one component with what the exported graph answers.
-
-    ``rows`` is the part of axis 1 of token outputs that holds real tokens; None means all of it.
-    """
-
-    component: Component
-    name: str
-    net: str | None
-    feeds: ArrayDict
-    expected: ArrayDict
-    rows: slice | None = None
-
-    def rows_of(self, output: str) -> slice | None:
-        """Rows of axis 1 to compare for one output."""
-        return self.rows if output.startswith(_TOKEN_OUTPUTS) else None
 
 
 class Recorder(Session):
@@ -176,6 +156,10 @@ class SampleSource:
             makers = {"caption": self._caption, "vqa": self._vqa, "itm": self._itm}
             for sample in makers[self._task](index, scene):
                 found[sample.component].append(sample)
+        for component, samples in found.items():
+            samples += stage_samples(
+                self._nets[component], self._graphs.sessions[component], samples
+            )
         return found
 
     def _single(

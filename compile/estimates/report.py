@@ -12,7 +12,7 @@ from compile.estimates.published import PUBLISHED_F32_MS
 from compile.estimates.totals import NetName, parts, total
 from compile.task_file import SUFFIX as COMBINED_SUFFIX
 from configs.layout import MANIFEST_SUFFIX, Layout
-from configs.manifest import ComponentManifest, Net, Work, read_manifest
+from configs.manifest import ComponentManifest, Net, NetVariant, Work, read_manifest
 from configs.schema import PipelineConfig, Precision, Task
 
 REPORT_FILE = "estimate.json"
@@ -130,25 +130,25 @@ def collect(
 
 def _nets(manifest: ComponentManifest) -> Iterator[NetEstimate]:
     chip = manifest.key_inputs.get("chip") or {}
-    for net in manifest.nets:
+    for stage in (stage for net in manifest.nets for stage in net.stages):
         yield NetEstimate(
             task=manifest.task,
             component=manifest.component,
-            net=net.name,
+            net=stage.name,
             target=manifest.target,
             precision=manifest.precision,
             built_as=manifest.built_as or manifest.precision,
             cores=int(chip.get("cores", 1)),
-            latency_ms=_latency_ms(net),
-            work=net.work,
-            bound=net.work.bound if net.work else None,
-            fusions=net.fusions,
+            latency_ms=_latency_ms(stage),
+            work=stage.work,
+            bound=stage.work.bound if stage.work else None,
+            fusions=stage.fusions,
             file_bytes=_bmodel_bytes(manifest),
             device_memory_bytes=manifest.device_memory_bytes,
         )
 
 
-def _latency_ms(net: Net) -> float | None:
+def _latency_ms(net: Net | NetVariant) -> float | None:
     return net.estimate.latency_ms if net.estimate else None
 
 

@@ -217,8 +217,9 @@ class Engine:
                 tensor.sync_s2d()
             # Whatever the tensor says it is, the net reads the bytes as its own dtype.
             values = tensor._dev.view(np.dtype(declared.array_dtype))
-            feeds[declared.name] = values.reshape(declared.shape)
-        results = self._session.run(graph_name, feeds)
+            # The driver takes the stage that has the tensors' shapes.
+            feeds[declared.name] = values.reshape(tensor._shape)
+        results = self._session.run(graph_name, feeds, stage=True)
         for name, array in results.items():
             raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             if name in outputs:
