@@ -181,7 +181,8 @@ class DeviceRun(DecoderRun):
         for count in row_groups(len(parents), self._sizes):
             sources = before[start : start + count]
             lengths = [rows.lengths[row] for rows, row in sources]
-            stage = fitting_stage(self._step, count, 1, max(lengths))
+            # One slot more than is read: the step's own keys and values go there.
+            stage = fitting_stage(self._step, count, 1, max(lengths) + 1)
             group = sources[0][0]
             stays = sources == [(group, row) for row in range(len(group.lengths))]
             if not stays or group in taken or _larger(stage, group.stage):
