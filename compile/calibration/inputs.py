@@ -159,14 +159,14 @@ def _decode(
     text = graphs.manifest.text
     slots = shapes.past_tokens or 0
     sizes = manifests.Dimensions(**graphs.manifest.dimensions.model_dump())
-    cache = FixedCache(sizes, 1, slots)
+    cache, row = FixedCache(sizes, 1, slots), range(1)
     first = shapes.text_tokens if graphs.task == "caption" else 1
     past, tokens = 0, prompt
     steps: list[Arrays] = []
     while past + len(tokens) <= min(slots, text.maximum_positions - 1) or past == slots:
         length = first if past == 0 else 1
         feeds = {**fixed_call(tokens, length, past, slots), **cross.arrays}
-        feeds |= {name: array.copy() for name, array in cache.feeds(0).items()}
+        feeds |= {name: array.copy() for name, array in cache.feeds(row, slots).items()}
         if cross.mask is not None:
             feeds[CROSS_MASK] = cross_mask(cross, length)
         outputs = graphs.run("text_decoder", feeds)
@@ -176,7 +176,7 @@ def _decode(
             steps.append(feeds)
         if past == slots:
             break
-        cache.append(0, outputs, len(tokens))
+        cache.append(row, outputs, len(tokens))
         past += len(tokens)
         tokens = [int(outputs["logits"][0].argmax())]
         if tokens[0] == text.end_token_id:
