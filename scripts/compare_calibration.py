@@ -27,7 +27,7 @@ from compile.vendor_process import MemoryBudget, VendorTools
 from configs.build import build_component
 from configs.command import exit_codes, select
 from configs.console import messages, output
-from configs.errors import BlipEdgeError
+from configs.errors import BlipEdgeError, ConfigError
 from configs.layout import Layout, Location
 from configs.manifest import ComponentManifest
 from configs.schema import Component, Task
@@ -40,12 +40,13 @@ from verify.components import onnxruntime_vs_target
 from verify.quality import match_quality, text_quality
 from verify.results import Subject
 
-#: What run_calibration.py is asked for; the first line of the table is our own search.
+OURS = "our search"
+#: What run_calibration.py is asked for.
 VENDOR: dict[str, tuple[str, ...]] = {
     "KL": ("--cali_method", "kl"),
     "squared error": ("--cali_method", "mse"),
     "percentile": ("--cali_method", "percentile9999"),
-    "SmoothQuant, squared error": ("--sq", "--cali_method", "mse"),
+    "SmoothQuant and squared error": ("--sq", "--cali_method", "mse"),
     "search_threshold": ("--search", "search_threshold"),
     "search_qtable": ("--search", "search_qtable", "--max_float_layers", "20"),
 }
@@ -155,6 +156,14 @@ def _answers(bench: TaskBench, artifacts: TargetArtifacts, scenes: int) -> str:
     return f"{same} / {scenes} | {drop + 0.0:.1f} ({name})"
 
 
+def _named(ways: str, known: list[str]) -> list[str]:
+    wanted = [name.strip() for name in ways.split(",") if name.strip()] or known
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--ways {name}: unknown; choose from: {', '.join(known)}")
+    return wanted
+
+
 @exit_codes
 def main(
     config: Annotated[Path, typer.Option(help="pipeline file")],
@@ -162,6 +171,7 @@ def main(
     component: Annotated[str, typer.Option()] = "vision_encoder",
     target: Annotated[str, typer.Option()] = "bm1684x",
     scenes: Annotated[int, typer.Option(help="answers to compare")] = 50,
+    ways: Annotated[str, typer.Option(help="comma-separated; all where absent")] = "",
 ) -> None:
     """Print the comparison as Markdown."""
     selection = select(config, task=task, target=target, precision="int8")
@@ -173,7 +183,9 @@ def main(
     job = Job(Layout(selection.pipeline), named_task, named, chip, precision)
     output.print("| way | s | in float | integer share | error | answers equal | drop, points |")
     output.print("|---|---|---|---|---|---|---|")
-    for name, options in {"our search": None, **VENDOR}.items():
+    every = {OURS: None, **VENDOR}
+    for name in _named(ways, list(every)):
+        options = every[name]
         way = Way(options)
         with tempfile.TemporaryDirectory(dir=job.layout.work) as temporary:
             try:
