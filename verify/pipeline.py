@@ -188,7 +188,8 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
     target = item.artifacts.components[component]
     stored = item.artifacts.stored(component)
     layers = target_layers(onnx, target, samples, subject.variant, stored)
-    return layer_check(subject, layers, arithmetic(item.artifacts, subject.variant))
+    computed = arithmetic(item.artifacts, subject.variant)
+    return layer_check(subject, layers, computed, stored)
 
 
 def _stages(item: Planned, bench: TaskBench) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,18 @@ from verify.tolerances import LayerTolerance, load_tolerances, source
 from verify.tracing.checkpoint_trace import Checkpoint, on_graph, tensor_of
 from verify.tracing.correspondence import Pair, pairs, weights
 from verify.tracing.graph import Arrays, ExportedGraph
+from verify.tracing.integer_ir import read_integer_ir
 from verify.tracing.introduced import LayerError, LayerErrors, ranked
 from verify.tracing.openvino_trace import OpenVinoTrace
 
 #: Layers that the verdict lists.
 WORST_LAYERS = 5
 MOST_PROBLEMS = 6
+#: What an integer IR's weights are stored in.
+INTEGERS: tuple[Precision, ...] = ("int8", "int4", "w8f16", "w4f16")
+#: Whose bounds hold for rounded activations, and for all else in an integer IR.
+_ROUNDED: Precision = "int8"
+_EXACT: Precision = "f32"
 #: Graphs with more weights than this are compared at the ends of their layers only: attention
 #: scores of full-size models fill gigabytes.
 LARGE_GRAPH_BYTES = 64 << 20
@@ -81,17 +87,25 @@ def target_layers(
     """Every layer of an IR on its own inputs, against the exported graph on the same inputs.
 
     In float32 (``exact``) with weights stored in half precision, the exported graph's constants are
-    rounded as the converter rounds them: what is left is the order of additions.
+    rounded as the converter rounds them: what is left is the order of additions. An IR of integers
+    is compared twice: with the exported graph, which shows what the integers cost, and with the
+    graph that has the IR's own integers in it, which must agree as closely as a float IR.
     """
     graph = exported_graph(onnx_manifest)
-    trace = OpenVinoTrace(target, mode, graph, traced_tensors(graph))
+    integers = read_integer_ir(target, graph) if precision in INTEGERS else None
+    quantisers = integers.quantisers if integers else {}
+    trace = OpenVinoTrace(target, mode, graph, traced_tensors(graph), quantisers)
     rounded = graph.rounded("float16") if precision == "f16" else None
     errors = LayerErrors(graph, rounded)
+    own = LayerErrors(integers.graph) if integers and mode == "exact" else None
     names = []
     try:
         for sample in chosen(samples):
             tensors = trace.tensors(sample.feeds)
-            errors.add(_own_inputs(graph, sample.feeds, tensors), tensors)
+            feeds = _own_inputs(graph, sample.feeds, tensors)
+            errors.add(feeds, tensors)
+            if own is not None:
+                own.add(feeds, tensors)
             names.append(sample.name)
     finally:
         trace.close()
@@ -100,7 +114,39 @@ def target_layers(
         for name, expected in graph.epsilons.items()
         if name in trace.epsilons and not _same_epsilon(trace.epsilons[name], expected)
     ]
+    if integers is not None:
+        faults += integers.faults
+        faults += _integer_faults(own.result() if own else [], set(quantisers.values()), target)
     return Layers(tuple(errors.result()), tuple(faults), tuple(names))
+
+
+def _integer_faults(
+    errors: Sequence[LayerError], quantisers: Collection[str], target: ComponentManifest
+) -> Iterator[tuple[str, str]]:
+    """Ranges that lose more than rounding does, and layers that are wrong with these integers."""
+    table = load_tolerances()
+    rows = {
+        precision: table.layer(
+            stage="target_layers",
+            target=target.target,
+            precision=precision,
+            arithmetic="f32",
+            component=target.component,  # type: ignore[arg-type]
+        ).max_introduced_error
+        for precision in (_ROUNDED, _EXACT)
+    }
+    for error in errors:
+        bound = rows[_ROUNDED if error.tensor in quantisers else _EXACT]
+        if error.introduced <= bound:
+            continue
+        if error.tensor in quantisers:
+            what = f"the range of its integers loses {error.introduced:.1e} of {error.tensor}"
+        else:
+            what = (
+                f"introduces an error of {error.introduced:.1e} at {error.tensor}, beyond what "
+                "its integers explain"
+            )
+        yield error.layer, f"{what}, {bound:.0e} is allowed"
 
 
 def _own_inputs(graph: ExportedGraph, feeds: Arrays, tensors: Arrays) -> Arrays:
@@ -212,9 +258,12 @@ def exceeding(layers: Layers, tolerance: LayerTolerance) -> list[LayerError]:
     return [error for error in ranked(layers.errors) if not error.introduced <= limit]
 
 
-def layer_check(subject: Subject, layers: Layers, arithmetic: Precision) -> Check:
-    """The verdict over a component's layers."""
-    tolerance = layer_tolerance(subject, arithmetic)
+def layer_check(
+    subject: Subject, layers: Layers, arithmetic: Precision, stored: Precision | None = None
+) -> Check:
+    """The verdict over a component's layers; ``stored`` is what it is within its set."""
+    judged = replace(subject, precision=stored) if stored else subject
+    tolerance = layer_tolerance(judged, arithmetic)
     problems = [f"{where}: {what}" for where, what in layers.faults]
     problems += [
         f"{error.layer}: introduces an error of {error.introduced:.1e} at {error.tensor}, "

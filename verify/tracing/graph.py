@@ -41,14 +41,14 @@ class Site:
 class ExportedGraph:
     """One ONNX file, its tensors in order, and ways to run parts of it."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads the file.
+    def __init__(self, path: Path, model: onnx.ModelProto | None = None) -> None:
+        """Reads the file; ``model`` is what was made of it, if anything was.
 
         Raises:
             InputError: not a readable ONNX file.
         """
         try:
-            self.model = onnx.load(path)
+            self.model = onnx.load(path) if model is None else model
         except (DecodeError, OSError, ValueError) as error:
             raise InputError(
                 f"{shown(path)}: not a readable ONNX file ({error}); run: make export FORCE=1"
@@ -127,16 +127,18 @@ class ExportedGraph:
                 elif node.op_type == "Transpose":
                     yield from self.products_after(node.output[0])
 
-    def rounded(self, dtype: str) -> onnx.ModelProto:
-        """The graph with every floating-point constant rounded to ``dtype`` and back.
+    def rounded(self, dtype: str, only: Collection[str] | None = None) -> onnx.ModelProto:
+        """The graph with its floating-point constants rounded to ``dtype`` and back.
 
         As OpenVINO's converter rounds them: divisors and what leaves the type's range stay.
+        ``only`` names the constants to round; without it, all of them.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         divisors = {node.input[1] for node in model.graph.node if node.op_type == "Div"}
         for tensor in _constants(model):
-            if tensor.data_type == TensorProto.FLOAT and tensor.name not in divisors:
+            wanted = only is None or tensor.name in only
+            if wanted and tensor.data_type == TensorProto.FLOAT and tensor.name not in divisors:
                 array = numpy_helper.to_array(tensor)
                 with np.errstate(over="ignore"):
                     back = array.astype(dtype).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,36 @@ from verify.tracing.graph import Array, Arrays, ExportedGraph
 
 #: Operators from the MVN of a normalisation to its end: scale and shift.
 _STEPS_OF_A_NORM = 2
+#: Keeps the CPU plugin from turning quantised products into integer ones.
+_NO_INTEGER_KERNELS = {"LP_TRANSFORMS_MODE": "NO"}
 
 
 class OpenVinoTrace(OpenVinoSession):
     """The session that users get, with an output added at every tensor the exported graph has too.
 
     The converter keeps the exported graph's tensor names in the IR. The device fuses less around an
-    added output; the untouched IR says whether a fault is still there.
+    added output; the untouched IR says whether a fault is still there. Integer products are
+    computed in float, on the same rounded numbers: a device that turns them into integers moves
+    scales from one tensor to the next, and its tensors keep their names but not their meaning.
     """
 
     def __init__(
-        self, manifest: ComponentManifest, mode: str, graph: ExportedGraph, names: Collection[str]
+        self,
+        manifest: ComponentManifest,
+        mode: str,
+        graph: ExportedGraph,
+        names: Collection[str],
+        quantisers: Mapping[str, str] | None = None,
     ) -> None:
-        """Outputs are added at ``names`` as far as the IR has them with the graph's meaning."""
+        """Outputs are added at ``names`` as far as the IR has them with the graph's meaning.
+
+        ``quantisers`` holds further ones: a name for the output of each of these nodes of the IR.
+        """
+        self._quantisers = dict(quantisers or {})
         super().__init__(manifest, SessionOptions(mode=mode, verify_digest=False))
         contract = {spec.name for net in manifest.nets for spec in net.outputs}
-        self._wanted = set(names) - contract - set(_rewritten(manifest, graph))
+        moved = set(_rewritten(manifest, graph))
+        self._wanted = (set(names) | set(self._quantisers.values())) - contract - moved
         self._traced: dict[str, Array] = {}
         #: epsilon of each normalisation, by the exported tensor that it makes
         self.epsilons: dict[str, float] = {}
@@ -48,6 +62,11 @@ class OpenVinoTrace(OpenVinoSession):
             outputs = self.run(feeds, net=net)
         return {**self._traced, **outputs}
 
+    def _compile(self, core: Any, net: Net, border: str, settings: dict[str, str]) -> Any:
+        if self.device == "CPU":
+            settings = {**settings, **_NO_INTEGER_KERNELS}
+        return super()._compile(core, net, border, settings)
+
     def _model(self, net: Net, border: str) -> Any:
         model = super()._model(net, border)
         if isinstance(model, str):
@@ -58,6 +77,8 @@ class OpenVinoTrace(OpenVinoSession):
                 self._note_epsilon(operation)
             if operation.get_type_name() in ("Constant", "Result", "Parameter"):
                 continue
+            if operation.get_friendly_name() in self._quantisers:
+                operation.output(0).add_names({self._quantisers[operation.get_friendly_name()]})
             for port in operation.outputs():
                 for name in port.get_names() & self._wanted:
                     ports[name] = port
