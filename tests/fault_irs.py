@@ -17,11 +17,11 @@ from tests.fault_graphs import heads_swapped, noise, reseal
 Change = Callable[[openvino.Model], None]
 
 
-def ir(component: str, change: Change) -> Callable[[Path], None]:
+def ir(component: str, change: Change, precision: str = "f16") -> Callable[[Path], None]:
     """Changes one IR and re-seals its manifest."""
 
     def plant(folder: Path) -> None:
-        xml = folder / "openvino" / "f16" / f"{component}.xml"
+        xml = folder / "openvino" / precision / f"{component}.xml"
         model = openvino.Core().read_model(xml)
         change(model)
         model.validate_nodes_and_infer_types()

@@ -24,6 +24,7 @@ from configs.command import select
 from configs.errors import BlipEdgeError
 from configs.schema import Task
 from tests.fault_graphs import GRAPH_FAULTS
+from tests.fault_integers import INTEGER_FAULTS
 from tests.fault_irs import IR_FAULTS
 from tests.fault_settings import RUNTIME_FAULTS, SETTING_FAULTS
 from verify.artifacts import find_artifacts
@@ -51,6 +52,8 @@ class Fault:
     plant: Callable[[Path], None] = lambda _: None
     active: Callable[[], AbstractContextManager[Any]] = nullcontext
     component: str | None = None
+    #: of the artifact, where it has one
+    precision: str = "f16"
 
 
 @dataclass(frozen=True)
@@ -73,26 +76,27 @@ def all_faults() -> list[Fault]:
     """Every fault, graphs first."""
     found = [Fault(target="onnx", **fault) for fault in GRAPH_FAULTS]
     found += [Fault(target="openvino", **fault) for fault in IR_FAULTS]
+    found += [Fault(target="openvino", **fault) for fault in INTEGER_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in SETTING_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in RUNTIME_FAULTS]
     return found
 
 
-def verified(reference: Path, task: Task) -> Path:
+def verified(reference: Path, task: Task, precision: str = "f16") -> Path:
     """A verified copy of one task, made once: its stored results serve what no fault touches."""
-    key = (reference, task)
+    key = (reference, task, precision)
     if key not in _VERIFIED:
         folder = TemporaryDirectory(prefix="verified-")
-        config = private_copy(reference, Path(folder.name), task)
+        config = private_copy(reference, Path(folder.name), task, precision)
         assert verify(select(config, target="openvino"), config).passed
         _VERIFIED[key] = folder
     return Path(_VERIFIED[key].name) / "reference"
 
 
-_VERIFIED: dict[tuple[Path, Task], TemporaryDirectory[str]] = {}
+_VERIFIED: dict[tuple[Path, Task, str], TemporaryDirectory[str]] = {}
 
 
-def private_copy(reference: Path, root: Path, task: Task) -> Path:
+def private_copy(reference: Path, root: Path, task: Task, precision: str = "f16") -> Path:
     """One task's artifacts below ``root`` and a pipeline file with few cases; returns the file."""
     shutil.copytree(reference / task, root / "reference" / task, ignore=_LEFT_OUT)
     if reference.parent in {Path(folder.name) for folder in _VERIFIED.values()}:
@@ -100,7 +104,7 @@ def private_copy(reference: Path, root: Path, task: Task) -> Path:
     data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
     data["artifacts"] = str(root)
     data["tasks"] = {task: data["tasks"][task]}
-    data["targets"] = {"openvino": {"precisions": ["f16"]}}
+    data["targets"] = {"openvino": {"precisions": [precision]}}
     data["verify"] = {
         "seed": 0,
         "component_scenes": 2,
@@ -145,7 +149,8 @@ def run(reference: Path, fault: Fault, *, hinted: bool = False) -> Outcome:
     """Plants one fault into a private copy and examines it."""
     started = time.perf_counter()
     with TemporaryDirectory(prefix="planted-") as folder:
-        config = private_copy(verified(reference, fault.task), Path(folder), fault.task)
+        copied = verified(reference, fault.task, fault.precision)
+        config = private_copy(copied, Path(folder), fault.task, fault.precision)
         fault.plant(Path(folder) / "reference" / fault.task)
         if fault.active is not nullcontext:
             # A patched runtime leaves its sources as they are, and with them the results' keys.

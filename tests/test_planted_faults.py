@@ -22,6 +22,8 @@ REPRESENTATIVE = (
     "IR: threshold saturated",
     "IR: f16 overflow",
     "IR: mask not added",
+    "int8 IR: threshold of one layer over 8",
+    "int8 IR: one layer's weights off by 1 %",
     "wrong end token",
     "tokenizer keeps capitals",
     "BGR instead of RGB",

@@ -200,9 +200,7 @@ class _Reader:
             )
             self._found.faults.append((layer, what))
         own = f"{layer}.{len(self._model.graph.initializer)}"
-        self._model.graph.initializer.append(
-            numpy_helper.from_array(value.astype(np.float32), own)
-        )
+        self._model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), own))
         for index, name in enumerate(node.input):
             if name == names[0]:
                 node.input[index] = own
