@@ -116,6 +116,11 @@ class _Reader:
         ]
         del self._model.graph.node[:]
         self._model.graph.node.extend([*of_inputs, *ordered])
+        # Otherwise the graph would hold every weight twice, and may not be larger than 2 GB.
+        used = {name for node in self._model.graph.node for name in node.input}
+        kept = [tensor for tensor in self._model.graph.initializer if tensor.name in used]
+        del self._model.graph.initializer[:]
+        self._model.graph.initializer.extend(kept)
         self._found.graph = ExportedGraph(self._graph.path, self._model)
         return self._found
 
@@ -210,7 +215,8 @@ class _Reader:
         before = node.input[0].removesuffix(_QUANTISED) + _SMOOTHED
         for tensor in self._model.graph.initializer:
             if tensor.name == f"{before}.factor":
-                return numpy_helper.to_array(tensor).reshape(-1, 1)
+                factor: Array = numpy_helper.to_array(tensor)
+                return factor.reshape(-1, 1)
         return None
 
 
@@ -256,7 +262,11 @@ def folded(node: Any) -> Folded | None:
     kind = node.get_type_name()
     if kind == "Constant":
         value = np.array(node.get_data())
-        integers = node.get_element_type().is_integral()
+        kind_of_number = node.get_element_type()
+        integers = kind_of_number.is_integral()
+        if kind_of_number.get_type_name() in ("u4", "i4"):
+            value = _nibbles(value, signed=kind_of_number.get_type_name() == "i4")
+            value = value.reshape(list(node.get_output_shape(0)))
         value = value.astype(np.float32)
         return Folded(value, np.ones_like(value) if integers else None)
     operands = [folded(port.get_source_output().get_node()) for port in node.inputs()]
@@ -273,6 +283,13 @@ def folded(node: Any) -> Folded | None:
         ),
     }.get(kind)
     return rule() if rule else None
+
+
+def _nibbles(packed: Array, *, signed: bool) -> Array:
+    """Numbers of four bits, two to a byte, the lower half first."""
+    data = packed.reshape(-1).view(np.uint8)
+    values = np.stack([data & 15, data >> 4], axis=-1).astype(np.int16)
+    return (values ^ 8) - 8 if signed else values
 
 
 def _scaled(first: Folded, second: Folded) -> Folded:
