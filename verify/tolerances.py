@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -111,13 +111,8 @@ class Tolerances(Strict):
         Raises:
             ConfigError: no row applies.
         """
-        for row in self.layers:
-            applies = row.applies
-            if _covers(applies, stage, target, precision, arithmetic) and (
-                applies.components is None or component in applies.components
-            ):
-                return row
-        raise _no_row("layers", stage, target, precision, arithmetic)
+        key = (stage, target, precision, arithmetic)
+        return _named("layers", _first(self.layers, *key, component), *key)
 
     def component(
         self,
@@ -133,13 +128,8 @@ class Tolerances(Strict):
         Raises:
             ConfigError: no row applies.
         """
-        for row in self.components:
-            applies = row.applies
-            if _covers(applies, stage, target, precision, arithmetic) and (
-                applies.components is None or component in applies.components
-            ):
-                return row
-        raise _no_row("components", stage, target, precision, arithmetic)
+        key = (stage, target, precision, arithmetic)
+        return _named("components", _first(self.components, *key, component), *key)
 
     def score(self, *, target: str, precision: Precision, arithmetic: Precision) -> ScoreTolerance:
         """The row for match scores.
@@ -147,40 +137,53 @@ class Tolerances(Strict):
         Raises:
             ConfigError: no row applies.
         """
-        for row in self.scores:
-            if _covers(row.applies, "tokens", target, precision, arithmetic):
-                return row
-        raise _no_row("scores", "tokens", target, precision, arithmetic)
+        key: _Key = ("tokens", target, precision, arithmetic)
+        return _named("scores", _first(self.scores, *key), *key)
 
     def gate(
         self, asked: Gate, *, target: str, precision: Precision, arithmetic: Precision
     ) -> Gate:
         """The gate of a pipeline file, or the row that overrides it if that asks for less."""
-        for row in self.answers:
-            if _covers(row.applies, "tokens", target, precision, arithmetic):
-                if row.minimum_exact < asked.minimum_exact:
-                    return Gate(row.minimum_exact, source(row))
-                break
+        row = _first(self.answers, "tokens", target, precision, arithmetic)
+        if row is not None and row.minimum_exact < asked.minimum_exact:
+            return Gate(row.minimum_exact, source(row))
         return asked
 
 
-def _covers(
-    applies: Applies, stage: Stage, target: str, precision: Precision, arithmetic: Precision
-) -> bool:
-    pairs: tuple[tuple[tuple[str, ...] | None, str], ...] = (
-        (applies.stages, stage),
-        (applies.targets, target),
-        (applies.precisions, precision),
-        (applies.arithmetic, arithmetic),
-    )
-    return all(allowed is None or value in allowed for allowed, value in pairs)
+_Row = TypeVar("_Row", bound=Row)
+_Key = tuple[Stage, str, Precision, Precision]
 
 
-def _no_row(table: str, *key: str) -> ConfigError:
-    return ConfigError(
-        f"{shown(TOLERANCES_FILE)}: {table}: no row applies to {', '.join(key)}; "
-        "add one with its reason"
-    )
+def _first(
+    rows: tuple[_Row, ...],
+    stage: Stage,
+    target: str,
+    precision: Precision,
+    arithmetic: Precision,
+    component: Component | None = None,
+) -> _Row | None:
+    """The first row that applies; without a component, rows for some components do not matter."""
+    for row in rows:
+        applies = row.applies
+        pairs: tuple[tuple[tuple[str, ...] | None, str | None], ...] = (
+            (applies.stages, stage),
+            (applies.targets, target),
+            (applies.precisions, precision),
+            (applies.arithmetic, arithmetic),
+            (applies.components if component else None, component),
+        )
+        if all(allowed is None or value in allowed for allowed, value in pairs):
+            return row
+    return None
+
+
+def _named(table: str, row: _Row | None, *key: str) -> _Row:
+    if row is None:
+        raise ConfigError(
+            f"{shown(TOLERANCES_FILE)}: {table}: no row applies to {', '.join(key)}; "
+            "add one with its reason"
+        )
+    return row
 
 
 def source(row: Row) -> str:
