@@ -14,11 +14,14 @@ from runtime.devices import openvino_device, real_devices
 from runtime.errors import BackendError
 from runtime.manifests import Net
 from runtime.model_cache import Blob, compiled_models, entry_name, load_or_compile
-from runtime.openvino_tensors import as_tensor, element_type, from_tensor
+from runtime.openvino_tensors import as_tensor, element_type, empty_rows, from_tensor, raw
 from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
 #: Batches at a time; each one holds its own intermediate tensors.
 _MOST_REQUESTS = 4
+#: Images per call on CPUs. The intermediate tensors of more do not fit the caches: sixteen images
+#: of 384 pixels at once take a quarter to a third longer each (docs/openvino.md).
+_IMAGES_PER_CALL = 4
 _CORE_LOCK = threading.Lock()
 _CORE: List[Any] = []
 #: Tensors that pass from one model to the next, in the type that the device computes in.
@@ -117,6 +120,28 @@ class Resident:
         }
 
 
+class Gathered:
+    """Outputs of several calls, their rows one after the other."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._filled = 0
+        self._tensors: Dict[str, Any] = {}
+
+    def add(self, resident: Resident, prefix: str, count: int) -> None:
+        """Copies the next ``count`` rows of every output whose name starts so."""
+        end = self._filled + count
+        for name, tensor in resident.tensors(prefix).items():
+            if name not in self._tensors:
+                self._tensors[name] = empty_rows(tensor, self._rows)
+            raw(self._tensors[name])[self._filled : end] = raw(tensor)
+        self._filled = end
+
+    def tensors(self, prefix: str = "") -> Dict[str, Any]:
+        """Contract name to ``openvino.Tensor`` as the artifact has it: type, axes, scale."""
+        return {name: t for name, t in self._tensors.items() if name.startswith(prefix)}
+
+
 class OpenVinoSession(Session):
     """A component in OpenVINO IR. A pool of infer requests makes it safe between threads."""
 
@@ -184,6 +209,11 @@ class OpenVinoSession(Session):
         compiled = self._compiled[self.manifest.nets[0].name]
         wanted = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         return max(1, min(wanted, _MOST_REQUESTS))
+
+    def rows_per_call(self, net: Net) -> Optional[int]:
+        """See ``Session``; only images are large enough for it to matter."""
+        self.load()
+        return _IMAGES_PER_CALL if self.device == "CPU" and net.input("pixel_values") else None
 
     def _check(self, compiled: Any, net: Net) -> None:
         states = {name for state in net.states for name in (state.past, state.new)}
@@ -258,6 +288,20 @@ class OpenVinoSession(Session):
         resident = Resident(chosen, request)
         weakref.finalize(resident, self.give_back, chosen, request)
         return resident
+
+    def run_gathered(self, feeds: Arrays, most: int, prefix: str) -> Gathered:
+        """Runs ``most`` rows per call, and gathers the outputs whose names start so.
+
+        Raises:
+            InputError: an input is missing or has the wrong shape.
+            BackendError: the backend failed.
+        """
+        rows = len(next(iter(feeds.values())))
+        gathered = Gathered(rows)
+        for start in range(0, rows, most):
+            part = {name: array[start : start + most] for name, array in feeds.items()}
+            gathered.add(self.run_resident(part), prefix, min(most, rows - start))
+        return gathered
 
     def _tensors(self, net: Net, arrays: List[np.ndarray]) -> Dict[str, Any]:
         compiled = self._compiled[net.name]

@@ -50,6 +50,14 @@ def from_tensor(tensor: Any, spec: TensorSpec) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
+def empty_rows(tensor: Any, count: int) -> Any:
+    """A new tensor of the same type with ``count`` rows on its first axis, contents undefined."""
+    import openvino
+
+    shape = openvino.Shape([count, *list(tensor.get_shape())[1:]])
+    return openvino.Tensor(tensor.get_element_type(), shape)
+
+
 def raw(tensor: Any) -> np.ndarray:
     """A tensor's memory; bfloat16 as its bits in ``uint16``, which numpy has no type for."""
     data: np.ndarray = tensor.data
@@ -69,7 +77,7 @@ def rows(tensor: Any, index: Union[slice, np.ndarray]) -> Any:
             return tensor
         start = openvino.Coordinate([begin] + [0] * (len(shape) - 1))
         return openvino.Tensor(tensor, start, openvino.Coordinate([end, *shape[1:]]))
-    picked = openvino.Tensor(tensor.get_element_type(), openvino.Shape([len(index), *shape[1:]]))
+    picked = empty_rows(tensor, len(index))
     raw(picked)[...] = raw(tensor)[index]
     return picked
 

@@ -113,6 +113,10 @@ class Session(ABC):
             return self.manifest.nets[0]
         return self.nets[name] if name in self.nets else self.manifest.net(name)
 
+    def rows_per_call(self, net: Net) -> Optional[int]:  # noqa: ARG002 - sessions differ
+        """Most rows that a call of a net with a dynamic batch should take; None: any number."""
+        return None
+
     def share(self, pool: FilePool) -> None:
         """Opens model files through a pool of several sessions; call it before anything else.
 

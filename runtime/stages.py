@@ -64,7 +64,9 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
     rows = len(next(iter(feeds.values())))
     chosen = session.net(net)
     batch = fixed_batch(chosen)
-    if batch is None or (batch == rows and not chosen.variants):
+    if batch is None:
+        return _run_dynamic(session, feeds, net)
+    if batch == rows and not chosen.variants:
         return session.run(feeds, net=net)
     parts: List[ArrayDict] = []
     start = 0
@@ -75,6 +77,18 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
         if count < size:
             part = {name: _filled(array, size) for name, array in part.items()}
         parts.append(_first_rows(_run_text(session, chosen, part), count))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _run_dynamic(session: Session, feeds: ArrayDict, net: Optional[str]) -> ArrayDict:
+    """Runs a net of a dynamic batch, in as many calls as the session wants."""
+    rows, most = len(next(iter(feeds.values()))), session.rows_per_call(session.net(net))
+    if most is None or rows <= most:
+        return session.run(feeds, net=net)
+    parts = [
+        session.run({name: array[start : start + most] for name, array in feeds.items()}, net=net)
+        for start in range(0, rows, most)
+    ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

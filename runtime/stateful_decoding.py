@@ -13,14 +13,16 @@ import numpy as np
 
 from runtime.decoding import CROSS_MASK, DecoderRun, additive, checked_logits
 from runtime.errors import BackendError
-from runtime.openvino_session import OpenVinoSession, Resident
+from runtime.openvino_session import Gathered, OpenVinoSession, Resident
 from runtime.openvino_tensors import rows as tensor_rows
 
 
 class ReadyCrossStates:
     """Cross keys and values of contexts, where the model that made them left them."""
 
-    def __init__(self, resident: Resident, mask: Optional[np.ndarray] = None) -> None:
+    def __init__(
+        self, resident: Union[Resident, Gathered], mask: Optional[np.ndarray] = None
+    ) -> None:
         # Held, because it lends the tensors.
         self._resident = resident
         self.tensors = resident.tensors("cross.")
@@ -35,7 +37,11 @@ class ReadyCrossStates:
         mask: Optional[np.ndarray] = None,
     ) -> "ReadyCrossStates":
         """Runs the model that makes cross keys and values, for every row of its inputs."""
-        return cls(session.run_resident(feeds), mask)
+        rows = len(next(iter(feeds.values())))
+        most = session.rows_per_call(session.net(None))
+        if most is None or rows <= most:
+            return cls(session.run_resident(feeds), mask)
+        return cls(session.run_gathered(feeds, most, "cross."), mask)
 
     def select(self, contexts: np.ndarray) -> Dict[str, Any]:
         """Tensors of these contexts in this order; no copy where they are one consecutive run."""
