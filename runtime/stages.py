@@ -13,7 +13,7 @@ ArrayDict = Dict[str, np.ndarray]
 Item = TypeVar("Item")
 
 #: Intermediate tensors that a stage may leave for the next one, in bytes.
-STAGE_BYTES = 256 << 20
+STAGE_BYTES = 512 << 20
 #: Most rows per call for nets with a dynamic batch.
 BATCH_ROWS = 16
 #: Inputs whose second axis counts the tokens of a text.
@@ -45,8 +45,13 @@ def chunk_rows(session: Session, bytes_per_row: int) -> int:
     if session.options.batch is not None:
         return session.options.batch
     allowed = max(1, STAGE_BYTES // max(1, bytes_per_row))
-    most = FIXED_ROWS if fixed_batch(session.manifest.nets[0]) else BATCH_ROWS
-    return min(most, allowed)
+    net = session.manifest.nets[0]
+    if fixed_batch(net):
+        return min(FIXED_ROWS, allowed)
+    most = min(BATCH_ROWS, allowed)
+    call = session.rows_per_call(net) or 1
+    # Whole calls only: a call for the remainder would be a small one every time.
+    return most - most % call if most > call else most
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
