@@ -24,7 +24,7 @@ from runtime.captioning import Captioner
 from runtime.matching import Matcher
 from runtime.tokenization import TextTokenizer
 from verify.answers import generated_tokens, match_scores, score_check, token_check
-from verify.artifacts import ONNX, TargetArtifacts, digest, find_artifacts
+from verify.artifacts import ONNX, TargetArtifacts, build_command, digest, find_artifacts
 from verify.bench import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.checkpoint import check_checkpoint
 from verify.components import (
@@ -33,6 +33,7 @@ from verify.components import (
     padded_vs_unpadded,
     wrapper_vs_onnxruntime,
 )
+from verify.lineage import broken_lineage
 from verify.plan import Plan, Planned, make_plan
 from verify.quality import match_quality, text_quality, with_quality
 from verify.results import STORE_FILE, Check, Store, passed, write_verdict
@@ -161,6 +162,11 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
     if subject.stage == "hf_vs_wrapper":
         return hf_vs_wrapper(subject, manifest)
     if subject.stage == "onnxruntime_vs_target":
+        broken = broken_lineage(manifest, item.task.onnx.components)
+        if broken is not None:
+            artifacts = item.artifacts
+            rebuild = build_command(subject.task, artifacts.target, artifacts.precision)
+            return Check(subject, 0, {}, {}, (f"{broken}; run: {rebuild}",))
         return onnxruntime_vs_target(
             subject,
             manifest,

@@ -17,6 +17,7 @@ from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import TaskBench
 from verify.bisect.chip import chip_layers
 from verify.bisect.islands import Island, islands
+from verify.lineage import broken_lineage
 from verify.pipeline import arithmetic
 from verify.results import Subject
 from verify.stages.check import HOST_CASES, stage_findings
@@ -186,7 +187,9 @@ def _target(
     found = [finding for part in parts for finding in _found("target", part)]
     if not found and not artifacts.simulated:
         found += _hidden_by_tracing(result, bench, component, manifest)
-    return found
+    # Last: where the other graph can be seen, the layer says more.
+    broken = None if found else broken_lineage(manifest, result.task.onnx.components)
+    return found if broken is None else [Finding("target", f"{component} source", broken)]
 
 
 def _openvino(
