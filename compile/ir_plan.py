@@ -13,7 +13,6 @@ _REWRITES: dict[Component, tuple[str, ...]] = {
         "stateful_cache",
         "shared_cross_attention",
         "ready_cross_keys",
-        "fused_cross_attention",
     ),
     "cross_key_values": ("ready_cross_keys",),
 }

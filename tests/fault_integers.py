@@ -117,7 +117,7 @@ INTEGER_FAULTS: list[dict[str, Any]] = [
     _fault(
         "keys and values swapped",
         "caption",
-        "text_decoder",
+        "vision_encoder",
         _swapped("/layers.1/attention/key/MatMul", "/layers.1/attention/value/MatMul"),
         r"layers\.1\.attention\.(key|value)",
     ),

@@ -1,7 +1,8 @@
-"""Cross-attention keys and values in the layout that the decoder's attention reads.
+"""Cross-attention keys and values in the layout that the decoder's products read.
 
-Both come as ``[batch, heads, encoder_tokens, head_size]``, the keys scaled: work of every token
-becomes work of every image. The producer and the consumer of these tensors are rewritten alike.
+Keys come scaled and as ``[batch, heads, head_size, encoder_tokens]``, values as
+``[batch, heads, encoder_tokens, head_size]``: work of every token becomes work of every image. The
+producer and the consumer of these tensors are rewritten alike.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from configs.manifest import Net, TensorLayout, TensorSpec
 if TYPE_CHECKING:
     import openvino
 
-REASON = "cross keys are scaled and laid out once per image instead of at every token"
+REASON = "cross keys are scaled and transposed once per image instead of at every token"
 
 #: axes of the contract's ``[batch, tokens, heads, head_size]`` in a tensor of the artifact
-ORDER = (0, 2, 1, 3)
+KEY_ORDER = (0, 2, 3, 1)
+VALUE_ORDER = (0, 2, 1, 3)
 
 
 def rewrite(model: openvino.Model, net: Net) -> Rewritten:
@@ -38,8 +40,9 @@ def rewrite(model: openvino.Model, net: Net) -> Rewritten:
     def described(spec: TensorSpec) -> TensorSpec:
         if not spec.name.startswith("cross."):
             return spec
-        factor = scale if spec.name.endswith("key") else 1.0
-        return spec.model_copy(update={"layout": TensorLayout(order=ORDER, scale=factor)})
+        if spec.name.endswith("key"):
+            return spec.model_copy(update={"layout": TensorLayout(order=KEY_ORDER, scale=scale)})
+        return spec.model_copy(update={"layout": TensorLayout(order=VALUE_ORDER)})
 
     changed = net.model_copy(
         update={
@@ -51,9 +54,7 @@ def rewrite(model: openvino.Model, net: Net) -> Rewritten:
 
 
 def _consumer(model: openvino.Model, layer: int) -> float:
-    """Reads ready keys and values in one layer; returns the factor that keys must carry."""
-    from openvino import opset13
-
+    """Reads ready keys and values in one layer; returns the factor that they must carry."""
     key = nodes.parameter(model, f"cross.{layer}.key")
     value = nodes.parameter(model, f"cross.{layer}.value")
     found = nodes.Attention.of_keys(key.output(0))
@@ -61,11 +62,9 @@ def _consumer(model: openvino.Model, layer: int) -> float:
     shape = type(key.get_partial_shape())
     nodes.redirect(found.scaled.output(0), found.scores.output(0))
     nodes.redirect(found.values.output(0), value.output(0))
-    for tensor in (key, value):
-        tensor.set_partial_shape(shape([batch, heads, tokens, size]))
-    scores = opset13.matmul(found.query, key.output(0), False, True)
-    scores.set_friendly_name(found.scores.get_friendly_name())
-    nodes.redirect(found.scores.output(0), scores.output(0))
+    found.scores.input(1).replace_source_output(key.output(0))
+    key.set_partial_shape(shape([batch, heads, size, tokens]))
+    value.set_partial_shape(shape([batch, heads, tokens, size]))
     return found.scale
 
 
@@ -74,12 +73,12 @@ def _producer(model: openvino.Model, layer: int, net: Net) -> float:
     from openvino import opset13
 
     made = {}
-    for part in ("key", "value"):
+    for part, order in (("key", KEY_ORDER), ("value", VALUE_ORDER)):
         name = f"cross.{layer}.{part}"
         result = nodes.result(model, name)
         made[part] = result.input_value(0)
         made[part].get_tensor().set_names({f"plain.{name}"})
-        turned = opset13.transpose(made[part], opset13.constant(np.array(ORDER, dtype=np.int64)))
+        turned = opset13.transpose(made[part], opset13.constant(np.array(order, dtype=np.int64)))
         nodes.rename(turned.output(0), name)
         result.input(0).replace_source_output(turned.output(0))
     size = next(spec.shape[3] for spec in net.outputs if spec.name == "cross.0.key")
