@@ -326,7 +326,13 @@ def test_results_stream_out_and_an_interrupt_ends_cleanly(
     command = [sys.executable, "-m", "runtime", "caption", str(many), *backend, "--json"]
     # Unbuffered: what a buffered readline reads ahead, communicate would never see.
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        # A shell's background jobs, and so these tests in one, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
