@@ -24,10 +24,8 @@ COMPONENT = "cross_key_values"
 CHANGE = weight("layers.0.key.weight", noise(5e-5))
 
 
-def private(artifacts: Path, folder: Path, target: str) -> Path:
-    """A copy of question answering with one target; returns its pipeline file."""
-    left_out = shutil.ignore_patterns("BM*", "openvino", "work", ".*.lock")
-    shutil.copytree(artifacts / "vqa", folder / "reference" / "vqa", ignore=left_out)
+def pipeline_file(folder: Path, target: str) -> Path:
+    """A pipeline file for question answering on one target, with the artifacts in ``folder``."""
     data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
     data["artifacts"] = str(folder)
     data["tasks"] = {"vqa": data["tasks"]["vqa"]}
@@ -37,6 +35,13 @@ def private(artifacts: Path, folder: Path, target: str) -> Path:
     path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def private(artifacts: Path, folder: Path, target: str) -> Path:
+    """A copy of question answering with one target; returns its pipeline file."""
+    left_out = shutil.ignore_patterns("BM*", "openvino", "work", ".*.lock")
+    shutil.copytree(artifacts / "vqa", folder / "reference" / "vqa", ignore=left_out)
+    return pipeline_file(folder, target)
 
 
 def compiled(config: Path, *arguments: str) -> None:
@@ -80,7 +85,7 @@ def test_a_manifest_cannot_claim_another_source(openvino_artifacts: Path, tmp_pa
         shutil.copytree(openvino_artifacts / "vqa" / folder, tmp_path / "reference/vqa" / folder)
     shutil.copytree(openvino_artifacts / "vqa" / "processor", tmp_path / "reference/vqa/processor")
     shutil.copy(openvino_artifacts / "vqa" / "manifest.json", tmp_path / "reference/vqa")
-    config = private_config(tmp_path)
+    config = pipeline_file(tmp_path, "openvino")
     (task,) = find_artifacts(select(config))
     (artifacts,) = task.targets
     for manifest in artifacts.components.values():
@@ -90,14 +95,3 @@ def test_a_manifest_cannot_claim_another_source(openvino_artifacts: Path, tmp_pa
         data["key_inputs"]["onnx"][name] = "0" * 64
         manifest.path.write_text(json.dumps(data))
         assert "key_inputs" in str(broken_lineage(manifest, task.onnx.components))
-
-
-def private_config(folder: Path) -> Path:
-    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
-    data["artifacts"] = str(folder)
-    data["tasks"] = {"vqa": data["tasks"]["vqa"]}
-    data["targets"] = {"openvino": {"precisions": ["f16"]}}
-    data["verify"] = {"tokens": {}}
-    path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
