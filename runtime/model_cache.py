@@ -11,13 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import mmap
-import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
-import numpy as np
-
+from runtime.mapped_files import MappedFile, mapped
 from runtime.user_cache import free_bytes, mark_used, new_entry, private_folder, prune
 
 #: Entries beyond this are removed, the longest unused first.
@@ -52,48 +49,28 @@ def entry_name(core: Any, device: str, settings: Mapping[str, str], *identity: s
     return hashlib.sha256(text.encode()).hexdigest()[:40] + ".blob"
 
 
-class Blob:
-    """A compiled model's entry in memory, mapped: what OpenVINO reads of it is read from disk."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as stream:
-            # OpenVINO asks for memory that it could write; the file itself never changes.
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        self.array = np.frombuffer(self._map, dtype=np.uint8)
-
-    def forget(self) -> None:
-        """Lets go of the pages read so far; the system keeps them, and they come back when needed.
-
-        Weights that were repacked for the processor would otherwise be counted twice.
-        """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-
-_MAPPED: Dict[Tuple[str, int, int], Blob] = {}
-_MAPPED_LOCK = threading.Lock()
-
-
 def load_or_compile(
     core: Any,
-    make_model: Callable[[], Any],
+    make_model: Callable[[], Tuple[Any, MappedFile]],
     device: str,
     settings: Dict[str, str],
     folder: Path,
     name: str,
-) -> Tuple[Any, Optional[Blob]]:
+) -> Tuple[Any, MappedFile]:
     """A compiled model, imported from its entry if there is one, else compiled and written to it.
 
     Args:
         core: the ``openvino.Core``.
-        make_model: path or model to compile; called only if there is no entry.
+        make_model: the model to compile, and the file of its weights; called only if there is no
+            entry.
         device: a real device.
         settings: what to compile with.
         folder: from ``cache_folder``.
         name: from ``entry_name``.
 
     Returns:
-        the compiled model, and the mapped entry, which must live as long as the model does.
+        the compiled model, and the file that it reads: the entry, or the weights; it must live as
+        long as the model does.
     """
     path = folder / name
     if path.exists():
@@ -104,27 +81,20 @@ def load_or_compile(
         except Exception:
             # Whatever is wrong with an entry, compiling makes a new one.
             path.unlink()
-    compiled = core.compile_model(make_model(), device, settings)
+    model, weights = make_model()
+    compiled = core.compile_model(model, device, settings)
     _write(compiled, folder, name)
-    return compiled, None
+    return compiled, weights
 
 
-def _imported(core: Any, path: Path, device: str, settings: Dict[str, str]) -> Tuple[Any, Blob]:
+def _imported(
+    core: Any, path: Path, device: str, settings: Dict[str, str]
+) -> Tuple[Any, MappedFile]:
     import openvino
 
-    blob = _mapped(path)
-    tensor = openvino.Tensor(blob.array, shared_memory=True)
-    return core.import_model(tensor, device, settings), blob
-
-
-def _mapped(path: Path) -> Blob:
-    """The entry's mapping, for the rest of the process: a request may outlive its session."""
-    found = path.stat()
-    key = (str(path), found.st_ino, found.st_size)
-    with _MAPPED_LOCK:
-        if key not in _MAPPED:
-            _MAPPED[key] = Blob(path)
-        return _MAPPED[key]
+    entry = mapped(path)
+    tensor = openvino.Tensor(entry.array, shared_memory=True)
+    return core.import_model(tensor, device, settings), entry
 
 
 def _write(compiled: Any, folder: Path, name: str) -> None:

@@ -6,14 +6,15 @@ import queue
 import threading
 import weakref
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from runtime.devices import openvino_device, real_devices
 from runtime.errors import BackendError
 from runtime.manifests import Net
-from runtime.model_cache import Blob, compiled_models, entry_name, load_or_compile
+from runtime.mapped_files import MappedFile, mapped
+from runtime.model_cache import compiled_models, entry_name, load_or_compile
 from runtime.openvino_tensors import as_tensor, element_type, empty_rows, from_tensor, raw
 from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
@@ -150,7 +151,7 @@ class OpenVinoSession(Session):
         self.device = openvino_device(self.options.device, list(core.available_devices))
         check_arithmetic(core, self.device, self.options)
         self._compiled: Dict[str, Any] = {}
-        self._blobs: List[Blob] = []
+        self._files: List[MappedFile] = []
         self._idle: Dict[str, "queue.LifoQueue[Any]"] = {}
         settings = compile_settings(self.options, self.device)
         border = computes_in(self.options, self.device)
@@ -166,15 +167,18 @@ class OpenVinoSession(Session):
             self._compiled[net.name] = compiled
             self._idle[net.name] = queue.LifoQueue()
 
-    def _model(self, net: Net, border: str) -> Any:
-        """The net's file, or its model with the types that it passes on changed."""
-        path = str(self.manifest.folder / net.file)
-        specs = [spec for spec in (*net.inputs, *net.outputs) if spec.name.startswith(_PASSED_ON)]
-        if border == "f32" or not specs or all(spec.layout is None for spec in specs):
-            return path
+    def _model(self, net: Net, border: str) -> Tuple[Any, MappedFile]:
+        """The net's model, with the types that it passes on, and the file of its weights."""
         import openvino
 
-        model = shared_core().read_model(path)
+        path = self.manifest.folder / net.file
+        weights = mapped(path.with_suffix(".bin"))
+        model = shared_core().read_model(
+            path.read_text(encoding="utf-8"), openvino.Tensor(weights.array, shared_memory=True)
+        )
+        specs = [spec for spec in (*net.inputs, *net.outputs) if spec.name.startswith(_PASSED_ON)]
+        if border == "f32" or not specs or all(spec.layout is None for spec in specs):
+            return model, weights
         change = openvino.preprocess.PrePostProcessor(model)
         wanted = element_type(border)
         for spec in net.inputs:
@@ -183,24 +187,25 @@ class OpenVinoSession(Session):
         for spec in net.outputs:
             if spec in specs:
                 change.output(spec.artifact_name).tensor().set_element_type(wanted)
-        return change.build()
+        return change.build(), weights
 
     def _compile(self, core: Any, net: Net, border: str, settings: Dict[str, str]) -> Any:
         root = self.options.cache_folder
         folder = None if root is None else compiled_models(root)
-        if folder is None:
-            return core.compile_model(self._model(net, border), self.device, settings)
-        if self.device not in core.available_devices:
-            # AUTO and its kin compile for several devices, and keep each one's models themselves.
-            settings = {**settings, "CACHE_DIR": str(folder)}
-            return core.compile_model(self._model(net, border), self.device, settings)
+        if folder is None or self.device not in core.available_devices:
+            if folder is not None:
+                # AUTO and its kin compile for several devices, and keep each one's models
+                # themselves.
+                settings = {**settings, "CACHE_DIR": str(folder)}
+            model, weights = self._model(net, border)
+            self._files.append(weights)
+            return core.compile_model(model, self.device, settings)
         digests = [record.sha256 for _, record in sorted(self.manifest.runtime_files.items())]
         name = entry_name(core, self.device, settings, *digests, net.file, border)
-        compiled, blob = load_or_compile(
+        compiled, file = load_or_compile(
             core, lambda: self._model(net, border), self.device, settings, folder, name
         )
-        if blob is not None:
-            self._blobs.append(blob)
+        self._files.append(file)
         return compiled
 
     def concurrency(self) -> int:
@@ -244,8 +249,8 @@ class OpenVinoSession(Session):
         if self._loaded:
             self._idle[net.name].put(request)
             # Once per generation: little is read again, but the system maps it 2 MiB at a time.
-            for blob in self._blobs:
-                blob.forget()
+            for file in self._files:
+                file.forget()
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -358,4 +363,4 @@ class OpenVinoSession(Session):
         return outputs
 
     def _unload(self) -> None:
-        self._compiled, self._idle, self._blobs = {}, {}, []
+        self._compiled, self._idle, self._files = {}, {}, []

@@ -303,3 +303,25 @@ def test_a_mapped_entry_is_never_written_to(openvino_artifacts: Path, cache: Pat
         assert seen
         assert changed_kib == 0
         assert captioner.batch(IMAGES) == first
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["compiled", "imported"])
+def test_weights_are_in_memory_once(openvino_artifacts: Path, cache: Path, kept: bool):
+    """What a processor repacked is not read again: its file must not count as memory as well."""
+    if kept:
+        caption(openvino_artifacts, cache)
+    options = {"threads": THREADS, "cache_folder": cache if kept else False}
+    with Captioner.from_artifacts(openvino_artifacts, **options) as captioner:
+        captioner.batch(IMAGES)
+        captioner.batch(IMAGES)
+        folder = str(cache if kept else openvino_artifacts)
+        mapped_kib, resident_kib, here = 0, 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if line[:1].isdigit() or line[:1] in "abcdef":
+                here = folder in line
+            elif here and line.startswith("Size:"):
+                mapped_kib += int(line.split()[1])
+            elif here and line.startswith("Rss:"):
+                resident_kib += int(line.split()[1])
+    assert mapped_kib > 1024
+    assert resident_kib < mapped_kib / 4
