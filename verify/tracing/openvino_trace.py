@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from runtime.manifests import ComponentManifest
+from runtime.mapped_files import MappedFile
 from runtime.nets import Net
-from runtime.openvino_session import OpenVinoSession, shared_core
+from runtime.openvino_session import OpenVinoSession
 from runtime.sessions import SessionOptions, widened
 from verify.artifacts import runtime_failures
 from verify.tracing.graph import Array, Arrays, ExportedGraph
@@ -67,10 +68,8 @@ class OpenVinoTrace(OpenVinoSession):
             settings = {**settings, **_NO_INTEGER_KERNELS}
         return super()._compile(core, net, border, settings)
 
-    def _model(self, net: Net, border: str) -> Any:
-        model = super()._model(net, border)
-        if isinstance(model, str):
-            model = shared_core().read_model(model)
+    def _model(self, net: Net, border: str) -> tuple[Any, MappedFile]:
+        model, weights = super()._model(net, border)
         ports = {}
         for operation in model.get_ops():
             if operation.get_type_name() == "MVN":
@@ -83,7 +82,7 @@ class OpenVinoTrace(OpenVinoSession):
                 for name in port.get_names() & self._wanted:
                     ports[name] = port
         model.add_outputs(list({id(port): port for port in ports.values()}.values()))
-        return model
+        return model, weights
 
     def _note_epsilon(self, operation: Any) -> None:
         """A normalisation becomes MVN, a product and a sum; the sum has the exported name."""
