@@ -191,7 +191,8 @@ class OpenVinoSession(Session):
 
     def _compile(self, core: Any, net: Net, border: str, settings: Dict[str, str]) -> Any:
         root = self.options.cache_folder
-        folder = None if root is None else compiled_models(root)
+        keep = root is not None and not self._loses_half_weights(net)
+        folder = compiled_models(root) if keep else None
         if folder is None or self.device not in core.available_devices:
             if folder is not None:
                 # AUTO and its kin compile for several devices, and keep each one's models
@@ -207,6 +208,14 @@ class OpenVinoSession(Session):
         )
         self._files.append(file)
         return compiled
+
+    def _loses_half_weights(self, net: Net) -> bool:
+        """Whether a compiled model, written and imported again, would read twice as much per token.
+
+        In float32 the CPU plugin keeps a decoder's weights in half precision, and widens them in
+        its kernels. It marks them when it reads IR, and the mark is lost with an exported model.
+        """
+        return self.device == "CPU" and self.options.mode == "exact" and bool(net.states)
 
     def concurrency(self) -> int:
         """The device's own number of infer requests: one for latency, several for throughput."""

@@ -242,7 +242,7 @@ def test_modes_and_artifacts_have_entries_of_their_own(
         openvino_artifacts, mode="fast", threads=THREADS, cache_folder=cache
     ) as captioner:
         captioner(IMAGES[0])
-    assert len(list((cache / "openvino").iterdir())) == 2 * count
+    assert len(list((cache / "openvino").iterdir())) == count + 2
 
 
 def test_read_only_artifacts(openvino_artifacts: Path, cache: Path, tmp_path: Path):
@@ -303,6 +303,26 @@ def test_a_mapped_entry_is_never_written_to(openvino_artifacts: Path, cache: Pat
         assert seen
         assert changed_kib == 0
         assert captioner.batch(IMAGES) == first
+
+
+def test_a_float32_decoder_is_compiled_at_every_start(openvino_artifacts: Path, cache: Path):
+    """Imported, it would read float32 weights, twice as many bytes per token (docs/openvino.md)."""
+    kept = []
+    for mode in ("exact", "fast"):
+        root = cache / mode
+        with Captioner.from_artifacts(
+            openvino_artifacts, mode=mode, threads=THREADS, cache_folder=root
+        ) as captioner:
+            captioner(IMAGES[0])
+        sizes = [path.stat().st_size for path in (root / "openvino").iterdir()]
+        weights = {
+            name: (captioner.session(name).manifest.folder / f"{name}.bin").stat().st_size
+            for name in ("vision_encoder", "text_decoder")
+        }
+        kept.append([name for name in weights if any(size >= weights[name] for size in sizes)])
+        assert len(sizes) == (1 if mode == "exact" else 2)
+    assert kept[1] == ["vision_encoder", "text_decoder"]
+    assert "vision_encoder" in kept[0]
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["compiled", "imported"])
