@@ -15,7 +15,7 @@ from runtime.errors import BackendError
 from runtime.manifests import Net
 from runtime.mapped_files import MappedFile, mapped
 from runtime.model_cache import compiled_models, entry_name, load_or_compile
-from runtime.openvino_tensors import as_tensor, element_type, empty_rows, from_tensor, raw
+from runtime.openvino_tensors import as_tensor, element_type, empty, from_tensor, rows
 from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
 #: Batches at a time; each one holds its own intermediate tensors.
@@ -122,21 +122,10 @@ class Resident:
 
 
 class Gathered:
-    """Outputs of several calls, their rows one after the other."""
+    """Outputs of several calls, which wrote them one after the other into the same tensors."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._filled = 0
-        self._tensors: Dict[str, Any] = {}
-
-    def add(self, resident: Resident, prefix: str, count: int) -> None:
-        """Copies the next ``count`` rows of every output whose name starts so."""
-        end = self._filled + count
-        for name, tensor in resident.tensors(prefix).items():
-            if name not in self._tensors:
-                self._tensors[name] = empty_rows(tensor, self._rows)
-            raw(self._tensors[name])[self._filled : end] = raw(tensor)
-        self._filled = end
+    def __init__(self, tensors: Dict[str, Any]) -> None:
+        self._tensors = tensors
 
     def tensors(self, prefix: str = "") -> Dict[str, Any]:
         """Contract name to ``openvino.Tensor`` as the artifact has it: type, axes, scale."""
@@ -304,18 +293,38 @@ class OpenVinoSession(Session):
         return resident
 
     def run_gathered(self, feeds: Arrays, most: int, prefix: str) -> Gathered:
-        """Runs ``most`` rows per call, and gathers the outputs whose names start so.
+        """Runs ``most`` rows per call, each of which writes its rows of the outputs in place.
+
+        Args:
+            feeds: as in ``run``.
+            most: rows per call.
+            prefix: of the names of the outputs to keep; all of their axes but the first are fixed.
 
         Raises:
             InputError: an input is missing or has the wrong shape.
             BackendError: the backend failed.
         """
-        rows = len(next(iter(feeds.values())))
-        gathered = Gathered(rows)
-        for start in range(0, rows, most):
+        net = self.net(None)
+        self.load()
+        compiled = self._compiled[net.name]
+        count = len(next(iter(feeds.values())))
+        names = {s.name: s.artifact_name for s in net.outputs if s.name.startswith(prefix)}
+        whole = {}
+        for name, port in names.items():
+            output = compiled.output(port)
+            fixed = [axis.get_length() for axis in list(output.get_partial_shape())[1:]]
+            whole[name] = empty(output.get_element_type(), [count, *fixed])
+        # Not from the pool: a request keeps the tensors that it was given.
+        request = compiled.create_infer_request()
+        for start in range(0, count, most):
             part = {name: array[start : start + most] for name, array in feeds.items()}
-            gathered.add(self.run_resident(part), prefix, min(most, rows - start))
-        return gathered
+            tensors = self._tensors(net, self._convert(net, part))
+            for name, port in names.items():
+                tensors[port] = rows(whole[name], slice(start, start + most))
+            self.infer(request, tensors)
+        for file in self._files:
+            file.forget()
+        return Gathered(whole)
 
     def _tensors(self, net: Net, arrays: List[np.ndarray]) -> Dict[str, Any]:
         compiled = self._compiled[net.name]

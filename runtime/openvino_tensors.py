@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Tuple, Union
+from typing import Any, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -50,12 +50,11 @@ def from_tensor(tensor: Any, spec: TensorSpec) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def empty_rows(tensor: Any, count: int) -> Any:
-    """A new tensor of the same type with ``count`` rows on its first axis, contents undefined."""
+def empty(kind: Any, shape: Sequence[int]) -> Any:
+    """A new tensor of an element type, contents undefined."""
     import openvino
 
-    shape = openvino.Shape([count, *list(tensor.get_shape())[1:]])
-    return openvino.Tensor(tensor.get_element_type(), shape)
+    return openvino.Tensor(kind, openvino.Shape(list(shape)))
 
 
 def raw(tensor: Any) -> np.ndarray:
@@ -77,7 +76,7 @@ def rows(tensor: Any, index: Union[slice, np.ndarray]) -> Any:
             return tensor
         start = openvino.Coordinate([begin] + [0] * (len(shape) - 1))
         return openvino.Tensor(tensor, start, openvino.Coordinate([end, *shape[1:]]))
-    picked = empty_rows(tensor, len(index))
+    picked = empty(tensor.get_element_type(), [len(index), *shape[1:]])
     raw(picked)[...] = raw(tensor)[index]
     return picked
 
