@@ -108,8 +108,10 @@ def rewrites_of(job: Job) -> tuple[str, ...]:
     """Names of the rewrites that an artifact's graphs get, in order."""
     target = job.target
     opted_out = ("separate_attention",) if target.attention_fusion == "off" else ()
+    chooses = target.decoder_head == "argmax" and job.component == "text_decoder"
+    head = ("argmax_head",) if chooses else ()
     integers = target.integer_rewrites if job.built_as == INTEGER else ()
-    return (*target.rewrites, *opted_out, *integers)
+    return (*target.rewrites, *opted_out, *head, *integers)
 
 
 def artifact_net(job: Job, net: str) -> str:

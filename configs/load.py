@@ -137,7 +137,7 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
     """A target as one pipeline file wants it: the chip's file with the file's own choices.
 
     Raises:
-        ConfigError: no such target, or more cores than the chip has.
+        ConfigError: no such target, more cores than the chip has, or a choice of chips alone.
     """
     target = load_target(name)
     selection = pipeline.targets.get(name)
@@ -148,7 +148,16 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
             f"targets.{name}.cores: {selection.cores} given, {name} has {target.maximum_cores}; "
             "give at most that many"
         )
-    chosen = {"cores": selection.cores, "attention_fusion": selection.attention_fusion}
+    if selection.decoder_head is not None and target.backend != "sophon":
+        raise ConfigError(
+            f"targets.{name}.decoder_head: {selection.decoder_head} given, but {name} is no SOPHON "
+            "chip: its decoders answer with logits; remove it"
+        )
+    chosen = {
+        "cores": selection.cores,
+        "attention_fusion": selection.attention_fusion,
+        "decoder_head": selection.decoder_head,
+    }
     return target.model_copy(update={k: v for k, v in chosen.items() if v is not None})
 
 

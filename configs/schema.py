@@ -31,6 +31,10 @@ TASK_COMPONENTS: dict[Task, tuple[Component, ...]] = {
 #: the manifest says how many were; ``off``: the graph is changed so that none is
 AttentionFusion = Literal["required", "recorded", "off"]
 
+#: What a chip's decoder answers with: ``argmax`` adds the best token and its logit to the logits,
+#: so that greedy search reads a few bytes per token
+DecoderHead = Literal["logits", "argmax"]
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
@@ -111,6 +115,8 @@ class TargetSelection(Strict):
     cores: PositiveInt | None = None
     #: how attention fusions are treated (sophon); null takes the target's own
     attention_fusion: AttentionFusion | None = None
+    #: whether decoders choose the next token themselves (sophon); null takes the target's own
+    decoder_head: DecoderHead | None = None
     #: folder of quantize tables to take instead of searching for them (docs/quantization.md)
     quantize_tables: Annotated[str, Field(min_length=1)] | None = None
 
@@ -342,6 +348,8 @@ class TargetConfig(Strict):
     address_mode: Literal["basic", "io_alone", "io_tag"] | None = None
     #: how attention fusions are treated in half precision (sophon)
     attention_fusion: AttentionFusion = "recorded"
+    #: what decoders answer with (sophon)
+    decoder_head: DecoderHead = "logits"
     #: graph rewrites this chip needs, in order (compile/rewrites)
     rewrites: tuple[str, ...] = ()
     #: further ones for nets of integers (sophon)

@@ -19,6 +19,9 @@ ArrayDict = Dict[str, np.ndarray]
 #: Additive mask value; finite, because an infinite one becomes NaN in half precision.
 MASKED = np.float32(-10000.0)
 CROSS_MASK = "cross_attention_mask"
+#: Outputs of a decoder that chooses the next token itself: its id and its logit, ``[rows, 1]``.
+NEXT_TOKEN = "next_token"  # noqa: S105 - the name of a tensor
+NEXT_LOGIT = "next_logit"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class CrossStates:
 
 class DecoderRun(ABC):
     """One generation: rows of tokens that grow, each attending to one context."""
+
+    #: Whether the best token of each row is all that is wanted of the next call. Where the decoder
+    #: chooses it, the call then returns tokens ``[rows]`` instead of logits ``[rows, vocabulary]``.
+    tokens_suffice = False
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
@@ -212,7 +219,15 @@ class FixedRun(DecoderRun):
             feeds[CROSS_MASK] = cross_mask(context, length)
         outputs = self._session.run(feeds, net=net.name)
         self._cache.append(rows, outputs, len(tokens[0]))
+        if self.tokens_suffice and NEXT_TOKEN in outputs:
+            checked_logits(outputs[NEXT_LOGIT], self._session)
+            return tokens_of(outputs[NEXT_TOKEN])
         return checked_logits(outputs["logits"], self._session)
+
+
+def tokens_of(array: np.ndarray) -> np.ndarray:
+    """Token ids ``[rows]`` of a decoder's own choice."""
+    return array.reshape(-1).astype(np.int64)
 
 
 def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:

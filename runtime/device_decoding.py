@@ -9,12 +9,15 @@ import numpy as np
 from runtime.caches import new_names, past_names
 from runtime.decoding import (
     CROSS_MASK,
+    NEXT_LOGIT,
+    NEXT_TOKEN,
     DecoderRun,
     additive,
     fitting_stage,
     fixed_axis,
     fixed_calls,
     prompt_cuts,
+    tokens_of,
 )
 from runtime.decoding import checked_logits as checked
 from runtime.errors import ArtifactError
@@ -253,10 +256,15 @@ class DeviceRun(DecoderRun):
             outputs = session.outputs_of(net)
             session.process(net, inputs, outputs)
             self._append(rows, outputs, length, len(tokens[0]))
-            logits_spec = net.output("logits")
-            assert logits_spec is not None  # noqa: S101 - process has used it
-            logits = session.read(outputs["logits"], logits_spec)
-        return checked(logits, session)
+            if self.tokens_suffice and NEXT_TOKEN in outputs:
+                checked(self._read(net, outputs, NEXT_LOGIT), session)
+                return tokens_of(self._read(net, outputs, NEXT_TOKEN))
+            return checked(self._read(net, outputs, "logits"), session)
+
+    def _read(self, net: Net, outputs: Mapping[str, Any], name: str) -> np.ndarray:
+        spec = net.output(name)
+        assert spec is not None  # noqa: S101 - process has used it
+        return self._session.read(outputs[name], spec)
 
     def _append(self, rows: _Rows, outputs: Mapping[str, Any], length: int, tokens: int) -> None:
         slots = self._slots_of(rows)

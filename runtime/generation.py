@@ -68,6 +68,7 @@ def generate(
         for index, search in enumerate(searches)
     ]
     with closing(start_run(session, manifest.dimensions, cross)) as run:
+        run.tokens_suffice = all(search.takes_tokens for search in searches)
         with timings.measure("first_pass", rows=len(prompts)):
             logits = run.start(prompts, range(len(prompts)))
         active = list(range(len(searches)))
@@ -75,6 +76,7 @@ def generate(
             parents, tokens, active = _advance(searches, slots, active, logits, on_token)
             if not active:
                 break
+            run.tokens_suffice = all(searches[index].takes_tokens for index in active)
             with timings.measure("step", rows=len(tokens)):
                 logits = run.step(parents, tokens)
     found = [search.results() for search in searches]

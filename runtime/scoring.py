@@ -27,6 +27,15 @@ class ScoreRules:
             or settings.do_sample
         )
 
+    def concern(self, tokens: int) -> bool:
+        """Whether the rules may change which token is best after so many tokens."""
+        settings = self._settings
+        return (
+            settings.repetition_penalty != 1.0
+            or settings.no_repeat_ngram_size > 0
+            or tokens < self._shortest
+        )
+
     def __call__(self, sequences: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Scores ``[beams, vocabulary]`` of the token after ``sequences`` ``[beams, tokens]``."""
         if not self._active:

@@ -39,9 +39,17 @@ class Search(ABC):
     beams = 1
     done = False
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the next ``advance`` needs the token of the greatest logit only."""
+        return False
+
     @abstractmethod
     def advance(self, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Takes logits ``[beams, vocabulary]``; returns each beam's parent and next token."""
+        """Takes logits ``[beams, vocabulary]``; returns each beam's parent and next token.
+
+        A search that ``takes_tokens`` takes the best tokens ``[beams]`` as well.
+        """
 
     @abstractmethod
     def results(self) -> List[Sequence]:
@@ -65,13 +73,21 @@ class SingleSearch(Search):
         self._rules = ScoreRules(settings, len(prompt), limits.shortest, limits.end_token_id)
         self._generator = generator
 
+    @property
+    def takes_tokens(self) -> bool:
+        """See ``Search``: not while a rule may change which token is best."""
+        return self._generator is None and not self._rules.concern(len(self._tokens))
+
     def advance(self, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """See ``Search``."""
-        scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
-        if self._generator is None:
-            token = int(scores.argmax())
+        if logits.ndim == 1:
+            token = int(logits[0])
         else:
-            token = int(draw(softmax(scores), 1, self._generator)[0])
+            scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
+            if self._generator is None:
+                token = int(scores.argmax())
+            else:
+                token = int(draw(softmax(scores), 1, self._generator)[0])
         self._tokens.append(token)
         self.done = token == self._limits.end_token_id or len(self._tokens) >= self._limits.longest
         return self._PARENT, np.array([token], dtype=np.int64)

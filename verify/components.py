@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from configs.errors import InputError
 from configs.load import shown
 from configs.schema import Component, Precision
+from runtime.decoding import NEXT_LOGIT, NEXT_TOKEN
 from runtime.manifests import ComponentManifest
 from runtime.sessions import Session
 from verify.artifacts import runtime_failures
@@ -25,6 +26,8 @@ Array = NDArray[Any]
 
 #: Most problems listed per check: the first ones say what is wrong.
 MOST_PROBLEMS = 6
+#: Outputs of a decoder that chooses the next token itself; the exported graph has none of them.
+CHOICE = frozenset({NEXT_TOKEN, NEXT_LOGIT})
 #: Outputs with fewer values than this have one cosine over all cases.
 SMALL_OUTPUT = 16
 
@@ -137,6 +140,7 @@ def onnxruntime_vs_target(
         collected.case(sample.name)
         with runtime_failures():
             answered = session.run(sample.feeds, net=sample.net)
+        collected.choice(sample.name, answered)
         # Outputs of components that share the artifact have checks of their own.
         actual = {name: array for name, array in answered.items() if name in own}
         collected.outputs(sample.name, sample.expected, actual, sample)
@@ -145,7 +149,7 @@ def onnxruntime_vs_target(
 
 def own_outputs(manifest: ComponentManifest, component: Component) -> frozenset[str]:
     """Names of the outputs of an artifact that belong to one of the components it computes."""
-    names = {spec.name for net in manifest.nets for spec in net.outputs}
+    names = {spec.name for net in manifest.nets for spec in net.outputs} - CHOICE
     if not manifest.includes:
         return frozenset(names)
     projections = {name for name in names if name.startswith("cross.")}
@@ -199,6 +203,28 @@ class Collected:
             self.add(output, case, expected, actual[output], rows)
         for output in actual.keys() - reference.keys():
             self.problem(f"{case}: output {output} has no reference")
+
+    def choice(self, case: str, actual: dict[str, Array]) -> None:
+        """A token that the target chose must be the best one of its own logits, exactly.
+
+        Whether it is the checkpoint's, whole answers decide: a near tie may fall either way.
+        """
+        if NEXT_TOKEN not in actual:
+            return
+        logits = actual["logits"]
+        wrong = [
+            f"{NEXT_TOKEN} is {found} with logit {logit:g}, the logits have {best} with {most:g}"
+            for found, logit, best, most in zip(
+                actual[NEXT_TOKEN].reshape(-1).tolist(),
+                actual[NEXT_LOGIT].reshape(-1).tolist(),
+                logits.argmax(axis=-1).tolist(),
+                logits.max(axis=-1).tolist(),
+                strict=True,
+            )
+            if found != best or logit != most
+        ]
+        for what in wrong:
+            self.problem(f"{case}: {what}")
 
     def add(
         self, output: str, case: str, reference: Array, actual: Array, rows: slice | None = None
