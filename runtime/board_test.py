@@ -22,13 +22,17 @@ from typing import Any, Dict, List, Mapping, Optional
 import numpy as np
 
 from runtime.artifacts import Artifacts
+from runtime.decoding import NEXT_TOKEN
+from runtime.devices import SIMULATOR
 from runtime.errors import BlipEdgeError, InputError
-from runtime.sessions import Session, SessionOptions
+from runtime.sessions import Session, SessionOptions, one_line
 from runtime.tasks import TASKS
 
 BUNDLE_FILE = "bundle.json"
 RESULTS_FILE = "results.json"
 RESULTS_VERSION = 1
+#: Where the SDK puts its command-line tools.
+_TOOLS = "/opt/sophon/libsophon-current/bin"
 #: What ``bmrt_test`` prints per net.
 _CALCULATED = re.compile(r"calculate\s+time\(s\):\s*([0-9.]+)")
 
@@ -37,7 +41,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Runs the check; returns the exit code."""
     parser = argparse.ArgumentParser(prog="runtime.board_test", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder made by make board-test")
-    parser.add_argument("--device", help="device index, or 'simulator'; default: the board's first")
+    # Never the simulator by itself: its milliseconds would be taken for a board's.
+    parser.add_argument("--device", default="0", help="device index, or 'simulator'; default: 0")
     parser.add_argument("--loops", type=int, default=20, help="timed calls per net (0: none)")
     options = parser.parse_args(arguments)
     try:
@@ -46,12 +51,17 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     path = options.folder / RESULTS_FILE
-    path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
-    print(f"written: {path}; judge it with: python -m verify --from-board {path.name}")
+    try:
+        path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
+    except OSError as error:
+        message = f"error: {path}: cannot be written ({error.strerror}); make the folder writable"
+        print(message, file=sys.stderr)
+        return 2
+    print(f"written: {path}; README.txt says how to judge it")
     return 0
 
 
-def run(folder: Path, device: Optional[str], loops: int) -> Dict[str, Any]:
+def run(folder: Path, device: str, loops: int) -> Dict[str, Any]:
     """All figures of one folder.
 
     Raises:
@@ -65,6 +75,7 @@ def run(folder: Path, device: Optional[str], loops: int) -> Dict[str, Any]:
         "kind": "board_results",
         "bundle_sha256": _sha256(folder / BUNDLE_FILE),
         **{name: bundle[name] for name in ("pipeline", "target", "precision")},
+        "device": device,
         "tasks": {},
     }
     for task, described in bundle["tasks"].items():
@@ -84,7 +95,7 @@ def run(folder: Path, device: Optional[str], loops: int) -> Dict[str, Any]:
             found["answers"] = _answers(folder, task, artifacts, described["answers"])
         finally:
             artifacts.close()
-        found["bmrt_test_ms"] = _bmrt_test(folder / task) if device != "simulator" else {}
+        found["bmrt_test_ms"] = _bmrt_test(folder / task, device) if device != SIMULATOR else {}
         results["tasks"][task] = found
     return results
 
@@ -102,15 +113,13 @@ def _component(
             feeds = {name: arrays[f"{index}/inputs/{name}"] for name in case["inputs"]}
             net = session.net(case["net"])
             outputs = session.run(feeds, net=net.name)
-            cases.append(
-                {
-                    "name": case["name"],
-                    "outputs": {
-                        name: _figures(arrays[f"{index}/outputs/{name}"], outputs.get(name), rows)
-                        for name, rows in case["outputs"].items()
-                    },
-                }
-            )
+            found = {
+                name: _figures(arrays[f"{index}/outputs/{name}"], outputs.get(name), rows)
+                for name, rows in case["outputs"].items()
+            }
+            if NEXT_TOKEN in outputs and not _best_token(outputs):
+                found["logits"] = {"problem": f"{NEXT_TOKEN} is not the best of them"}
+            cases.append({"name": case["name"], "outputs": found})
             if loops > 0 and net.name not in latencies:
                 begin = time.perf_counter()
                 for _ in range(loops):
@@ -121,6 +130,12 @@ def _component(
         "cases": cases,
         "latency_ms": {name: round(value, 4) for name, value in latencies.items()},
     }
+
+
+def _best_token(outputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether the token that the decoder chose is the one of its own greatest logit."""
+    chosen = outputs[NEXT_TOKEN].reshape(-1)
+    return np.array_equal(chosen, outputs["logits"].argmax(axis=-1))
 
 
 def _figures(
@@ -167,20 +182,30 @@ def _answers(
     return found
 
 
-def _bmrt_test(folder: Path) -> Dict[str, List[float]]:
+def _bmrt_test(folder: Path, device: str) -> Dict[str, List[float]]:
     """The vendor's own timing of every BModel, in milliseconds per net, where its tool is there."""
     tool = shutil.which("bmrt_test")
+    if tool is None:
+        print(f"bmrt_test: not found, its times are left out; it is part of libsophon ({_TOOLS})")
+        return {}
     timed: Dict[str, List[float]] = {}
-    for path in sorted(folder.glob("*/*.bmodel")) if tool else []:
-        done = subprocess.run(
-            [str(tool), "--bmodel", str(path), "--loopnum", "20"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            universal_newlines=True,
-            timeout=600,
-            check=False,
-        )
+    for path in sorted(folder.glob("*/*.bmodel")):
+        print(f"bmrt_test {path.name}", flush=True)
+        try:
+            done = subprocess.run(
+                [tool, "--bmodel", str(path), "--devid", device, "--loopnum", "20"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                universal_newlines=True,
+                timeout=600,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            print(f"bmrt_test {path.name}: left out ({one_line(error)})")
+            continue
         timed[path.name] = [float(seconds) * 1e3 for seconds in _CALCULATED.findall(done.stdout)]
+        if done.returncode != 0 or not timed[path.name]:
+            print(f"bmrt_test {path.name}: exit code {done.returncode}, no time printed")
     return timed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,39 @@ def test_a_right_board_passes_with_its_latencies(measured: tuple[Path, Path]) ->
         assert check.metrics["latency_ms"]["main"] > 0
     assert checks[-1].metrics["exact_match_rate"] == 1.0
     assert (results.parents[2] / "verify-board-bm1688_f16.json").is_file()
+
+
+def test_a_folder_without_its_board_says_what_is_missing(
+    measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = measured[1].parent
+    before = measured[1].read_bytes()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*command: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**environment, "PATH": path},
+        )
+
+    # By default a board, never the simulator: its milliseconds would be taken for a board's.
+    done = run(sys.executable, "-m", "runtime.board_test", ".")
+    assert done.returncode == 1
+    assert "sophon-sail is not installed" in done.stderr
+    bare = tmp_path / "python3"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    done = run("sh", "run.sh", path=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 2
+    assert "pip install -r requirements.txt" in done.stderr
+    assert (folder / "requirements.txt").is_file()
+    assert measured[1].read_bytes() == before
+    assert json.loads(before)["device"] == "simulator"
 
 
 def wrong_values(data: dict[str, Any]) -> None:

@@ -29,13 +29,31 @@ BUNDLE_VERSION = 1
 ANSWERS = 4
 
 _SCRIPT = """#!/bin/sh
-# Parity and latency on this board; pass --device N for another one than the first.
-cd "$(dirname "$0")" && exec python3 -m runtime.board_test . "$@"
+# Parity and latency on this board; pass --device N for another device than the first.
+cd "$(dirname "$0")" || exit 2
+python3 -c "import numpy, PIL, tokenizers" || {
+    echo "error: a package is missing; run: python3 -m pip install -r requirements.txt" >&2
+    exit 2
+}
+exec python3 -m runtime.board_test . "$@"
 """
-_READ_ME = """Copy this folder to the board and run: sh run.sh
-It needs Python 3.8, numpy, Pillow, tokenizers and sophon-sail (docs/runtime.md).
-Copy results.json back and run:
-  python -m verify --config {config} --from-board results.json
+_READ_ME = """{pipeline}: {tasks} on {target}, set {precision}: parity and latency on the device.
+
+1. Copy this whole folder to the machine with the {target}.
+2. There: python3 -m pip install -r requirements.txt   (Python 3.8 and up; on a board without a
+   network copy the wheels too), and sophon-sail of the SDK release that the device runs:
+   pip install sophon_arm-*.whl (board) or sophon-*.whl (PCIe card), from the SDK.
+3. sh run.sh   (--device N for another device than the first, --loops N timed calls per net)
+   It runs every net on recorded inputs and whole answers, times them, and writes results.json.
+   bmrt_test of the SDK adds its own times where it is on the PATH.
+   Exit code 0: results.json is written. It is not judged here.
+4. Copy results.json back to the checkout that made this folder, and judge it there:
+   python -m verify --config {config} --from-board results.json
+   Exit code 0: every net and answer is within the bounds; 1: some are not, and named; 2: the file
+   is not of this folder. The verdict and all times: verify-board-{target}_{precision}.json.
+
+Without a device: sh run.sh --device simulator, with BLIP_EDGE_TPU_PYTHON naming the Python
+of a TPU-MLIR environment (make setup-tpu makes .venv-tpu/bin/python). Its times mean nothing.
 """
 
 
@@ -72,7 +90,16 @@ def write_bundles(selection: Selection, config: Path) -> list[Path]:
                     content["tasks"][task.task] = _task(selection, layout, task, artifacts, made)
                 (made / BUNDLE_FILE).write_text(json.dumps(content, indent=1))
                 (made / "run.sh").write_text(_SCRIPT)
-                (made / "README.txt").write_text(_READ_ME.format(config=config))
+                (made / "README.txt").write_text(
+                    _READ_ME.format(
+                        **{"config": config, "pipeline": selection.pipeline.name},
+                        **{"target": target.name, "precision": precision},
+                        tasks=", ".join(selection.tasks),
+                    )
+                )
+                shutil.copy(
+                    REPOSITORY_ROOT / "requirements" / "runtime.txt", made / "requirements.txt"
+                )
                 _copy_runtime(made)
                 old = folder.with_name(f".{folder.name}.old")
                 shutil.rmtree(old, ignore_errors=True)

@@ -10,12 +10,14 @@ from typing import Any
 
 from configs.build import write_atomically
 from configs.command import Selection, select
+from configs.console import messages
 from configs.errors import InputError, ParityError
 from configs.layout import Layout
 from configs.load import shown, target_names
 from configs.manifest import file_sha256
 from configs.schema import Component, Task
 from runtime.board_test import BUNDLE_FILE
+from runtime.devices import SIMULATOR
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
 from verify.board.bundle import bundle_folder
 from verify.board.results import BoardResults, ComponentResult, TaskResult, read_results
@@ -64,6 +66,7 @@ def judge(config: Path, path: Path) -> list[Check]:
     )
     record = {
         **{"passed": all(check.passed for check in checks), "bundle": results.bundle_sha256},
+        "device": results.device,
         "checks": [check.record() for check in checks],
         "latency_ms": {
             task: {name: one.latency_ms for name, one in found.components.items()}
@@ -72,6 +75,11 @@ def judge(config: Path, path: Path) -> list[Check]:
         "bmrt_test_ms": {task: found.bmrt_test_ms for task, found in results.tasks.items()},
     }
     write_atomically(verdict, json.dumps(record, indent=1) + "\n")
+    if results.device == SIMULATOR:
+        messages.print(
+            f"{shown(path)}: made on the simulator: parity counts, milliseconds mean nothing",
+            markup=False,
+        )
     return checks
 
 

@@ -77,6 +77,8 @@ class BoardResults(Strict):
     pipeline: Text
     target: Text
     precision: Precision
+    #: index of the device, or ``simulator``, whose milliseconds say nothing about a chip
+    device: Text
     tasks: dict[Text, TaskResult]
 
 
