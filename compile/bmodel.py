@@ -178,7 +178,9 @@ class SophonBackend:
         name = artifact_net(job, net)
         table = f"{job.location.stem}.{net}{SUFFIX}"
         (folder / table).write_text(calibrated.readable)
-        return quantized_net(deploy_folder(job) / net, name, calibrated, table)
+        thresholds = f"{job.location.stem}.{net}.thresholds"
+        (folder / thresholds).write_text(calibrated.thresholds)
+        return quantized_net(deploy_folder(job) / net, name, calibrated, table, thresholds)
 
     def _quantization(self, job: Job, nets: dict[str, QuantizedNet]) -> Quantization:
         from compile.calibration.examples import examples_digest

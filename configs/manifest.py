@@ -147,6 +147,8 @@ class QuantizedNet(_Record):
 
     #: the quantize table, a file beside the BModel
     table: str
+    #: the thresholds that its compiler was given, a file beside the BModel
+    thresholds: str
     #: ``search``, or the file that the pipeline file named
     source: str
     #: operations of the table's net that compute on integers, and those in float

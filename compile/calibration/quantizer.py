@@ -291,7 +291,9 @@ def _read_results(path: Path) -> dict[str, float]:
 _NO_WORK = {"Load", "Store", "Group", "Yield", "Cast", "Buffer", "None", "Input", "Move"}
 
 
-def quantized_net(folder: Path, name: str, calibrated: Calibrated, table_name: str) -> QuantizedNet:
+def quantized_net(
+    folder: Path, name: str, calibrated: Calibrated, table_name: str, thresholds_name: str
+) -> QuantizedNet:
     """What really became integers, counted in what the compiler left in a net's deploy folder.
 
     Operations are counted in its last module. Multiplications are counted as it lowered them: the
@@ -311,6 +313,7 @@ def quantized_net(folder: Path, name: str, calibrated: Calibrated, table_name: s
     integers = [o for o in computing if o.integer]
     return QuantizedNet(
         table=table_name,
+        thresholds=thresholds_name,
         source=calibrated.source,
         integer_operations=len(integers),
         float_operations=len(computing) - len(integers),

@@ -21,7 +21,7 @@ from configs.errors import ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.manifest import ComponentManifest as BuildManifest
-from configs.manifest import read_manifest
+from configs.manifest import QuantizedNet, read_manifest
 from configs.schema import Component
 from runtime.manifests import ComponentManifest
 from runtime.nets import Net
@@ -38,6 +38,8 @@ MOST_CALLS = 2
 #: A BModel this far from its own quantised graph is not the one that the commands compile.
 OWN_GRAPH = 1e-2
 _TRANSFORM, _DEPLOY, _RUNNER = "model_transform.py", "model_deploy.py", "model_runner.py"
+_THRESHOLDS, _TABLE = "--calibration_table", "--quantize_table"
+_GIVEN = (_THRESHOLDS, _TABLE)
 #: The vendor calls a tensor ``<exported name>_<operator>``.
 _VENDOR_NAME = re.compile(r"^(?P<tensor>.+)_(?P<operator>[A-Za-z0-9]+)$")
 
@@ -83,6 +85,7 @@ def chip_layers(
                 net,
                 commands[_TRANSFORM][number],
                 commands[_DEPLOY][number],
+                built.quantization.nets.get(net.name) if built.quantization else None,
                 calls,
                 session,
                 rebuild=f"make bmodel TARGET={artifacts.name} TASK={task.task} FORCE=1",
@@ -96,6 +99,7 @@ def _net(
     net: Net,
     transform: tuple[str, ...],
     deploy: tuple[str, ...],
+    quantized: QuantizedNet | None,
     calls: Sequence[Sample],
     session: Session,
     *,
@@ -105,6 +109,7 @@ def _net(
     arguments = list(transform)
     arguments[arguments.index("--model_def") + 1] = str(graph.path)
     run_tool(arguments, folder)
+    _lay_out_calibration(manifest.folder, quantized, deploy, folder, rebuild)
     run_tool([*deploy, "--debug"], folder)
     quantised = sorted(folder.glob("*_tpu.mlir"))
     if not quantised:
@@ -125,6 +130,27 @@ def _net(
     listed = tuple(dict.fromkeys(faults))
     layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))
     return ChipLayers(net.name, layers, f"{_RUNNER} --dump_all_tensors {quantised[0].name}")
+
+
+def _lay_out_calibration(
+    artifact: Path,
+    quantized: QuantizedNet | None,
+    deploy: Sequence[str],
+    folder: Path,
+    rebuild: str,
+) -> None:
+    """Puts the calibration files that a deploy command names where it looks for them."""
+    named = {option: deploy[place + 1] for place, option in enumerate(deploy) if option in _GIVEN}
+    if quantized is None:
+        return
+    for option, file in named.items():
+        stored = artifact / (quantized.table if option == _TABLE else quantized.thresholds)
+        if not stored.is_file():
+            raise ToolError(f"{shown(stored)}: no longer there; run: {rebuild}")
+        # The compiler's table knows no comments.
+        lines = stored.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = lines if option != _TABLE else [one for one in lines if not one.startswith("#")]
+        (folder / file).write_text("".join(kept), encoding="utf-8")
 
 
 def _prepared(work: Path, transform: Sequence[str], rebuild: str) -> Path:
