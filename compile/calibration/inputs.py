@@ -21,7 +21,7 @@ from compile.graph import Array
 from configs.errors import InputError, ToolError
 from configs.layout import Layout
 from configs.manifest import ComponentManifest, ImageSettings, TaskManifest, read_manifest
-from configs.schema import CalibrationConfig, Component, StaticShapes, Task
+from configs.schema import TASK_COMPONENTS, CalibrationConfig, Component, StaticShapes, Task
 from runtime import manifests
 from runtime.caches import FixedCache
 from runtime.decoding import CROSS_MASK, CrossStates, cross_mask, fixed_call
@@ -30,9 +30,6 @@ from runtime.preprocessing import ImagePreprocessor
 from runtime.tokenization import TextTokenizer
 
 Arrays = dict[str, Array]
-
-#: Steps of one generation that calibrate the step net: lengths differ between examples anyway.
-STEPS_PER_EXAMPLE = 2
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,13 @@ class TaskGraphs:
         return dict(zip(names, graph.run(names, taken), strict=True))
 
 
-def net_inputs(layout: Layout, task: Task, calibration: CalibrationConfig) -> Iterator[NetInput]:
-    """Inputs of all nets of a task, example by example.
+def net_inputs(
+    layout: Layout,
+    task: Task,
+    calibration: CalibrationConfig,
+    last: Component | None = None,
+) -> Iterator[NetInput]:
+    """Inputs of all nets of a task, example by example; not of the components behind ``last``.
 
     Raises:
         InputError: no examples, or a text that is longer than ``shapes.text_tokens``.
@@ -90,12 +92,17 @@ def net_inputs(layout: Layout, task: Task, calibration: CalibrationConfig) -> It
     shapes = layout.pipeline.tasks[task].shapes
     makers = {"caption": _caption, "vqa": _vqa, "itm": _itm}
     generator = np.random.default_rng(calibration.seed)
+    order = TASK_COMPONENTS[task]
+    wanted = order[: order.index(last) + 1] if last else order
     for example in examples(calibration, task):
         try:
             feeds = {"pixel_values": pixel_values(example.image, graphs.manifest.image)}
             yield NetInput("vision_encoder", "main", feeds)
             embeds = graphs.run("vision_encoder", feeds)["image_embeds"]
-            yield from makers[task](graphs, shapes, example, embeds, generator)
+            for made in makers[task](graphs, shapes, example, embeds, generator):
+                if made.component not in wanted:
+                    break
+                yield made
         except BlipEdgeError as error:
             # The runtime's errors are not the pipeline's; the text is the same.
             kind = InputError if error.exit_code == InputError.exit_code else ToolError
@@ -140,12 +147,12 @@ def _itm(
     embeds: Array,
     generator: np.random.Generator,  # noqa: ARG001 - one signature for all tasks
 ) -> Iterator[NetInput]:
-    yield NetInput("vision_projection", "main", {"image_embeds": embeds})
     text = _padded(graphs, shapes, example, graphs.tokenizer.question(example.text))
     yield NetInput("text_encoder", "main", {**text, "image_embeds": embeds})
     # Contrastive features start with [CLS], whatever the matching head starts with.
     bare = _padded(graphs, shapes, example, graphs.tokenizer.encode(example.text))
     yield NetInput("text_encoder_unimodal", "main", bare)
+    yield NetInput("vision_projection", "main", {"image_embeds": embeds})
 
 
 def _decode(
@@ -155,7 +162,12 @@ def _decode(
     cross: CrossStates,
     generator: np.random.Generator,
 ) -> Iterator[NetInput]:
-    """Decodes greedily until the end token or a full cache; yields the first pass and steps."""
+    """Decodes greedily until the cache is full; yields the first pass and at most two steps.
+
+    One step is of the answer, the other as often the last as any: beams go on after an answer's
+    end, and answers may be longer than these. Short answers alone once let a search make
+    integers of products that the later steps cannot do without (docs/quantization.md).
+    """
     text = graphs.manifest.text
     slots = shapes.past_tokens or 0
     sizes = manifests.Dimensions(**graphs.manifest.dimensions.model_dump())
@@ -163,6 +175,7 @@ def _decode(
     first = shapes.text_tokens if graphs.task == "caption" else 1
     past, tokens = 0, prompt
     steps: list[Arrays] = []
+    answered = None
     while past + len(tokens) <= min(slots, text.maximum_positions - 1) or past == slots:
         length = first if past == 0 else 1
         feeds = {**fixed_call(tokens, length, past, slots), **cross.arrays}
@@ -179,11 +192,15 @@ def _decode(
         cache.append(row, outputs, len(tokens))
         past += len(tokens)
         tokens = [int(outputs["logits"][0].argmax())]
-        if tokens[0] == text.end_token_id:
-            break
-    count = min(STEPS_PER_EXAMPLE, len(steps))
-    for index in sorted(generator.choice(len(steps), count, replace=False)) if count else []:
-        yield NetInput("text_decoder", "step", steps[int(index)])
+        if tokens[0] == text.end_token_id and answered is None:
+            answered = len(steps)
+    if not steps:
+        return
+    own, later = int(generator.integers(answered or len(steps))), len(steps) - 1
+    if generator.integers(2):
+        later = int(generator.integers(len(steps)))
+    for index in sorted({own, later}):
+        yield NetInput("text_decoder", "step", steps[index])
 
 
 def _padded(graphs: TaskGraphs, shapes: StaticShapes, example: Example, ids: list[int]) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 #: How thresholds are chosen (compile/calibration/thresholds.py).
 METHOD = "mse"
 _RANGES = "ranges.npz"
+#: One sample may be off by this multiple of ``calibration.maximum_error``; verify allows as much.
+_WORST_SAMPLE = 3.0
+#: Steps of a decoder that the search measures on in place of one input of another net: a step is
+#: one token of work, and states that integers disturb most are rare among them.
+_STEP, _STEPS_FOR_ONE = "step", 4
 _SEARCHED = "search"
 
 
@@ -165,8 +171,9 @@ def calibration_inputs(one: NetToQuantize) -> Iterator[Arrays]:
         lookup: np.load(one.prepared_folder / lookup.table) for lookup in one.prepared.lookups
     }
     calibration = one.job.layout.pipeline.calibration
-    for made in net_inputs(one.job.layout, one.job.task, calibration):
-        if (made.component, made.net) != (one.job.component, one.net):
+    job = one.job
+    for made in net_inputs(job.layout, job.task, calibration, last=job.component):
+        if (made.component, made.net) != (job.component, one.net):
             continue
         rows = {lookup.input: rows[made.arrays[lookup.indices]] for lookup, rows in tables.items()}
         yield {**made.arrays, **rows}
@@ -242,25 +249,36 @@ class _Search:
         return errors
 
     def _measure(self, integers: frozenset[str]) -> float:
-        """Root of summed squares over all samples, relative to the reference's; worst output."""
+        """Root of summed squares relative to the reference's, of the worst output.
+
+        Over all samples, or of one sample over ``_WORST_SAMPLE``, whichever is larger: a mean over
+        many inputs hides the few whose attention turns over.
+        """
         if not self._samples:
             self._samples = self._read_samples()
         graph = self._maker.session(integers)
         names = [value.name for value in graph.get_inputs()]
         error = np.zeros(len(self._samples[0][1]))
         scale = np.zeros(len(error))
+        worst = 0.0
         for inputs, expected in self._samples:
             found = graph.run(None, {name: inputs[name] for name in names})
             for index, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
                 if wanted.dtype.kind != "f":
                     # A token that the net chose: near ties change it by any number.
                     continue
-                error[index] += float(np.square(actual - wanted, dtype=np.float64).sum())
-                scale[index] += float(np.square(wanted, dtype=np.float64).sum())
-        return float(np.sqrt(error / np.maximum(scale, 1e-30)).max())
+                off = float(np.square(actual - wanted, dtype=np.float64).sum())
+                full = float(np.square(wanted, dtype=np.float64).sum())
+                error[index] += off
+                scale[index] += full
+                worst = max(worst, math.sqrt(off / max(full, 1e-30)))
+        together = float(np.sqrt(error / np.maximum(scale, 1e-30)).max())
+        return max(together, worst / _WORST_SAMPLE)
 
     def _read_samples(self) -> list[tuple[Arrays, list[Array]]]:
         count = self._one.job.layout.pipeline.calibration.measured_samples
+        if self._one.net == _STEP:
+            count *= _STEPS_FOR_ONE
         graph = session(self._graph)
         taken = [value.name for value in graph.get_inputs()]
         samples = [
