@@ -115,8 +115,7 @@ class SophonBackend:
         rewrites = prepared.rewrites
         if prepared.needed != graph.rewrites:
             # Some found nothing to change in this graph: share the MLIR with chips without them.
-            graph = replace(graph, rewrites=prepared.needed)
-            prepared_folder, prepared = self._steps.prepare(graph)
+            graph, prepared_folder = self._steps.without_idle_rewrites(graph, prepared)
         shutil.rmtree(deploy_folder(job), ignore_errors=True)
         commands: list[tpu_mlir.Argv] = []
         deployed = []

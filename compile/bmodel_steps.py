@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +191,18 @@ class Steps:
 
         folder = cached(graph.job.layout.work, graph.name, graph.key, make)
         return folder, read_prepared(folder)
+
+    def without_idle_rewrites(self, graph: Graph, prepared: Prepared) -> tuple[Graph, Path]:
+        """The same graphs under the name that chips without the idle rewrites know them by.
+
+        Chips whose graphs come out the same then share the MLIR, too.
+        """
+        from compile.prepare import adopt_prepared
+
+        needed = replace(graph, rewrites=prepared.needed)
+        work = graph.job.layout.work
+        folder = cached(work, needed.name, needed.key, partial(adopt_prepared, graph.prepared))
+        return needed, folder
 
     def measuring(self, weights_bytes: int) -> AbstractContextManager[None]:
         """A share of the memory budget for calibration: two copies of a net and its tensors."""

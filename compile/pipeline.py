@@ -23,7 +23,7 @@ from configs.manifest import ComponentManifest
 #: Steps that run side by side, and the memory they may take together beside this process. A
 #: full-size BLIP-base build stays below 6 GB on two cores with these.
 WORKERS = max(1, min(2, os.cpu_count() or 1))
-BUDGET_BYTES = 4_000_000_000
+BUDGET_BYTES = 5_200_000_000
 
 
 def jobs(selection: Selection) -> list[Job]:
@@ -105,6 +105,7 @@ def run(selected: list[Job], *, force: bool = False) -> None:
         backend = offered[job.target.backend]
         key_inputs = backend.key_inputs(job, sources[pair])
         prepared.append(_Prepared(job, sources[pair], backend, key_inputs))
+    prepared = _longest_first(prepared)
     with steps("compile", len(prepared)) as progress, ThreadPoolExecutor(WORKERS) as pool:
         futures = [pool.submit(_build, one, budget, progress, force=force) for one in prepared]
         try:
@@ -123,6 +124,16 @@ def run(selected: list[Job], *, force: bool = False) -> None:
     reused = sum(one.reused for one in built)
     seconds = time.perf_counter() - started
     messages.print(f"compile: {len(built) - reused} built, {reused} unchanged, {seconds:.1f} s")
+
+
+def _longest_first(prepared: list[_Prepared]) -> list[_Prepared]:
+    """Of each set the largest components first: none is left over for one core alone."""
+    sets = list(dict.fromkeys((one.job.target.name, one.job.precision) for one in prepared))
+
+    def order(one: _Prepared) -> tuple[int, int]:
+        return sets.index((one.job.target.name, one.job.precision)), -one.source.size_bytes
+
+    return sorted(prepared, key=order)
 
 
 def _finish(futures: list[Future[Built]]) -> None:

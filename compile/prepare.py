@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,30 @@ def prepare(
         weights_bytes=weights.stat().st_size if weights.exists() else 0,
     )
     (folder / _RECORD).write_text(record.model_dump_json(indent=1))
+
+
+def adopt_prepared(made: Path, folder: Path) -> None:
+    """Fills ``folder`` as :func:`prepare` would without what changed nothing in ``made``.
+
+    The graphs are the same ones, so they are linked and the record alone is written anew.
+    """
+    prepared = read_prepared(made)
+    kept = tuple(one for one in prepared.rewrites if one.sites or one.name == FIX_SHAPES)
+    for path in made.iterdir():
+        if path.name != _RECORD and path.name in _files(prepared, made):
+            try:
+                (folder / path.name).hardlink_to(path)
+            except OSError:
+                # A file system without links.
+                shutil.copy(path, folder)
+    record = prepared.model_copy(update={"rewrites": kept})
+    (folder / _RECORD).write_text(record.model_dump_json(indent=1))
+
+
+def _files(prepared: Prepared, folder: Path) -> set[str]:
+    """Names of the files that a record speaks of."""
+    weights = {_WEIGHTS} if (folder / _WEIGHTS).exists() else set()
+    return weights | {net.file for net in prepared.nets} | {x.table for x in prepared.lookups}
 
 
 def _rewrite(
