@@ -2,6 +2,8 @@
 
 ``python -m tests.planted_faults`` (from the repository root) plants every one of them in turn into
 a copy of the reference artifacts, verifies, bisects, and prints the table of what was found.
+``python -m tests.planted_faults bmodels`` does so with the faults of BModels (chips' tools needed).
+Further words select faults by name, ``2/3`` the second of three shards.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import yaml
 from configs.command import select
 from configs.errors import BlipEdgeError
 from configs.schema import Task
+from tests.fault_bmodels import BMODEL_FAULTS, FOLDERS
 from tests.fault_graphs import GRAPH_FAULTS
 from tests.fault_integers import INTEGER_FAULTS
 from tests.fault_irs import IR_FAULTS
@@ -34,7 +37,7 @@ from verify.results import STORE_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Copied with a task: not chips' files, logs or stored results.
-_LEFT_OUT = shutil.ignore_patterns("BM*", ".*.lock", "verify*", "work", "logs", "bisect")
+_LEFT_OUT = (".*.lock", "verify*", "work", "logs", "bisect", "*.combined.json")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Fault:
     component: str | None = None
     #: of the artifact, where it has one
     precision: str = "f16"
+
+    @property
+    def on_chip(self) -> bool:
+        """Whether it is a BModel's, judged by its component alone: the simulator takes long."""
+        return self.target in FOLDERS
 
 
 @dataclass(frozen=True)
@@ -82,33 +90,54 @@ def all_faults() -> list[Fault]:
     return found
 
 
-def verified(reference: Path, task: Task, precision: str = "f16") -> Path:
+def bmodel_faults() -> list[Fault]:
+    """Faults of BModels, which need the chips' tools and artifacts."""
+    return [Fault(**fault) for fault in BMODEL_FAULTS]
+
+
+def verified(reference: Path, fault: Fault) -> Path:
     """A verified copy of one task, made once: its stored results serve what no fault touches."""
-    key = (reference, task, precision)
+    chip = fault.target if fault.on_chip else ""
+    key = (reference, fault.task, fault.precision, chip)
     if key not in _VERIFIED:
         folder = TemporaryDirectory(prefix="verified-")
-        config = private_copy(reference, Path(folder.name), task, precision)
-        assert verify(select(config, target="openvino"), config).passed
+        config = private_copy(reference, Path(folder.name), fault)
+        selection = select(config, target=chip or "openvino")
+        if chip:
+            # The exported graphs only: each fault's component is verified on the chip by itself.
+            selection = replace(selection, targets=())
+        assert verify(selection, config).passed
         _VERIFIED[key] = folder
     return Path(_VERIFIED[key].name) / "reference"
 
 
-_VERIFIED: dict[tuple[Path, Task, str], TemporaryDirectory[str]] = {}
+_VERIFIED: dict[tuple[Path, Task, str, str], TemporaryDirectory[str]] = {}
 
 
-def private_copy(reference: Path, root: Path, task: Task, precision: str = "f16") -> Path:
+def private_copy(reference: Path, root: Path, fault: Fault) -> Path:
     """One task's artifacts below ``root`` and a pipeline file with few cases; returns the file."""
-    shutil.copytree(reference / task, root / "reference" / task, ignore=_LEFT_OUT)
+    task, precision = fault.task, fault.precision
+    targets = [fault.target] if fault.on_chip else ["openvino"]
+    others = [FOLDERS[chip] for chip in FOLDERS if chip not in targets]
+    if fault.on_chip:
+        others.append("openvino")
+    ignored = shutil.ignore_patterns(*_LEFT_OUT, *others)
+    shutil.copytree(reference / task, root / "reference" / task, ignore=ignored)
+    if fault.on_chip:
+        # Prepared graphs: a bisection compiles them again.
+        (root / "reference" / "work").mkdir()
+        for prepared in (reference / "work").glob(f"{task}_*"):
+            (root / "reference" / "work" / prepared.name).symlink_to(prepared.resolve())
     if reference.parent in {Path(folder.name) for folder in _VERIFIED.values()}:
         shutil.copy(reference / STORE_FILE, root / "reference")
     data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
     data["artifacts"] = str(root)
     data["tasks"] = {task: data["tasks"][task]}
-    data["targets"] = {"openvino": {"precisions": [precision]}}
+    data["targets"] = {target: {"precisions": [precision]} for target in targets}
     data["verify"] = {
         "seed": 0,
         "component_scenes": 2,
-        "tokens": {name: {"scenes": 6, "minimum_exact": 1.0} for name in ("onnx", "openvino")},
+        "tokens": {name: {"scenes": 6, "minimum_exact": 1.0} for name in ("onnx", *targets)},
     }
     path = root / "pipeline.yaml"
     path.write_text(yaml.safe_dump(data))
@@ -118,10 +147,11 @@ def private_copy(reference: Path, root: Path, task: Task, precision: str = "f16"
 def examine(config: Path, fault: Fault, *, hinted: bool) -> tuple[bool, str, str]:
     """(flagged, by which checks, bisection's verdict) of the artifacts that ``config`` names.
 
-    ``hinted`` looks at the fault's component only, which is quicker.
+    ``hinted`` looks at the fault's component only, which is quicker and what chips always get.
     """
-    component = fault.component if hinted else None
-    selection = select(config, component=component, target="openvino")
+    component = fault.component if hinted or fault.on_chip else None
+    target = fault.target if fault.on_chip else "openvino"
+    selection = select(config, component=component, target=target)
     if fault.target == "onnx":
         selection = replace(selection, targets=())
     with fault.active():
@@ -149,8 +179,7 @@ def run(reference: Path, fault: Fault, *, hinted: bool = False) -> Outcome:
     """Plants one fault into a private copy and examines it."""
     started = time.perf_counter()
     with TemporaryDirectory(prefix="planted-") as folder:
-        copied = verified(reference, fault.task, fault.precision)
-        config = private_copy(copied, Path(folder), fault.task, fault.precision)
+        config = private_copy(verified(reference, fault), Path(folder), fault)
         fault.plant(Path(folder) / "reference" / fault.task)
         if fault.active is not nullcontext:
             # A patched runtime leaves its sources as they are, and with them the results' keys.
@@ -175,7 +204,9 @@ def main() -> int:
     """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
-    every = all_faults()[part - 1 :: parts]
+    chosen = bmodel_faults() if "bmodels" in arguments else all_faults()
+    arguments = [word for word in arguments if word != "bmodels"]
+    every = chosen[part - 1 :: parts]
     faults = [f for f in every if not arguments or any(w in f.name for w in arguments)]
     outcomes = []
     reference = ROOT / "models" / "artifacts" / "reference"

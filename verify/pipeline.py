@@ -182,10 +182,21 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
 
 def _layers(item: Planned, bench: TaskBench) -> Check:
     # Here, not above: an unchanged run must not wait for onnx to load.
-    from verify.tracing.checks import checkpoint_layers, layer_check, target_layers
+    from verify.tracing.checks import (
+        checkpoint_layers,
+        exported_graph,
+        layer_check,
+        target_layers,
+    )
+    from verify.tracing.chip_constants import chip_constants, constants_check
 
     subject, component = item.subject, item.subject.named_component
     onnx = item.task.onnx.components[component]
+    if subject.stage == "target_constants":
+        stored = item.artifacts.stored(component)
+        target = item.artifacts.components[component]
+        found = chip_constants(exported_graph(onnx), target, stored)
+        return constants_check(subject, found, stored)
     if subject.stage == "checkpoint_layers":
         seed = bench.pipeline.verify.seed
         layers = checkpoint_layers(onnx, bench.checkpoint, subject.task, seed)

@@ -21,6 +21,7 @@ from verify.checkpoint import checkpoint_files
 from verify.quality import NamedGate, named_gate
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
+from verify.tracing.stored_constants import FORMATS
 
 #: BModels beyond this size take minutes per simulated call: simulated only when asked for.
 LARGE_BMODEL_BYTES = 48 << 20
@@ -28,6 +29,8 @@ LARGE_BMODEL_BYTES = 48 << 20
 OPENVINO_MODES = ("exact", "fast")
 #: Subfolders of verify/ that only read results or measure something else: no check depends on them.
 NOT_PART_OF_A_CHECK = ("benchmark", "bisect", "board", "evaluation", "report_page")
+#: Stages that look into an artifact.
+LAYER_STAGES: tuple[Stage, ...] = ("checkpoint_layers", "target_layers", "target_constants")
 #: Components that take text of a fixed length on chips, hence padding.
 PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
 
@@ -70,6 +73,7 @@ def make_plan(
         for artifacts in task.targets:
             if artifacts.simulated and not (full or simulated_by_default(selection, artifacts)):
                 not_simulated.append(f"{task.task} {artifacts.name} {artifacts.precision}")
+                checks += _constant_checks(selection, task, artifacts)
             else:
                 checks += _target_checks(selection, task, artifacts, config)
     return Plan(tuple(checks), tuple(not_simulated))
@@ -102,6 +106,7 @@ def _onnx_checks(selection: Selection, task: TaskArtifacts, config: Path) -> Ite
 def _target_checks(
     selection: Selection, task: TaskArtifacts, artifacts: TargetArtifacts, config: Path
 ) -> Iterator[Planned]:
+    yield from _constant_checks(selection, task, artifacts)
     modes = ("",) if artifacts.simulated else OPENVINO_MODES
     for mode in modes:
         for component in selection.task_components(task.task):
@@ -109,6 +114,15 @@ def _target_checks(
             if mode == "exact" and _comparable(task.onnx, artifacts, component):
                 yield _component(selection, task, artifacts, component, "target_layers", mode)
         yield from _answers(selection, task, artifacts, mode, config)
+
+
+def _constant_checks(
+    selection: Selection, task: TaskArtifacts, artifacts: TargetArtifacts
+) -> Iterator[Planned]:
+    """A chip's weights are read from its file, which needs no simulator."""
+    for component in selection.task_components(task.task):
+        if artifacts.simulated and artifacts.stored(component) in FORMATS:
+            yield _component(selection, task, artifacts, component, "target_constants")
 
 
 def _comparable(onnx: TargetArtifacts, artifacts: TargetArtifacts, component: Component) -> bool:
@@ -142,7 +156,7 @@ def _component(
     stage: Stage,
     variant: str = "",
 ) -> Planned:
-    kind: Kind = "layers" if stage in ("checkpoint_layers", "target_layers") else "component"
+    kind: Kind = "layers" if stage in LAYER_STAGES else "component"
     subject = Subject(
         stage, task.task, component, artifacts.name, artifacts.precision, kind, variant
     )

@@ -19,6 +19,7 @@ _COMPARED_WITH = {
     "checkpoint_layers": "layers",
     "onnxruntime_vs_target": "onnxruntime",
     "target_layers": "layers",
+    "target_constants": "constants",
     "tokens": "checkpoint",
 }
 

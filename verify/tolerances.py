@@ -22,6 +22,7 @@ Stage = Literal[
     "checkpoint_layers",
     "onnxruntime_vs_target",
     "target_layers",
+    "target_constants",
     "tokens",
 ]
 

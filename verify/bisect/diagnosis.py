@@ -31,8 +31,10 @@ from verify.tracing.checks import (
     target_layers,
     traced_tensors,
 )
+from verify.tracing.chip_constants import chip_constants, constants_tolerance
 from verify.tracing.introduced import LayerError, difference, ranked
 from verify.tracing.openvino_trace import OpenVinoTrace
+from verify.tracing.stored_constants import FORMATS
 
 Comparison = Literal["checkpoint_vs_onnx", "onnxruntime_vs_target"]
 #: An untouched IR this much further off than the traced one has a fault that tracing takes away.
@@ -176,20 +178,37 @@ def _target(
 ) -> list[Finding]:
     artifacts = result.artifacts
     manifest = artifacts.components[component]
+    # Before the layers: a constant names the cause where an error only shows it.
+    found = list(_stored(result, component, manifest)) if artifacts.simulated else []
     try:
         if artifacts.simulated:
             parts = _chip(result, bench, selection, component)
         else:
             parts = [_openvino(result, bench, component, manifest)]
     except BlipEdgeError as error:
-        return [Finding("target", component, str(error))]
+        return [*found, Finding("target", component, str(error))]
     result.components += parts
-    found = [finding for part in parts for finding in _found("target", part)]
+    found += [finding for part in parts for finding in _found("target", part)]
     if not found and not artifacts.simulated:
         found += _hidden_by_tracing(result, bench, component, manifest)
     # Last: where the other graph can be seen, the layer says more.
     broken = None if found else broken_lineage(manifest, result.task.onnx.components)
     return found if broken is None else [Finding("target", f"{component} source", broken)]
+
+
+def _stored(
+    result: Diagnosis, component: Component, manifest: ComponentManifest
+) -> Iterator[Finding]:
+    precision = result.artifacts.stored(component)
+    if precision not in FORMATS:
+        return
+    subject = Subject(
+        "target_constants", result.task.task, component, result.artifacts.name, precision, "layers"
+    )
+    graph = exported_graph(result.task.onnx.components[component])
+    bound = constants_tolerance(subject, precision).max_introduced_error
+    for where, what in chip_constants(graph, manifest, precision).faults(bound):
+        yield Finding("target", f"{component} {where.rsplit('.weight', 1)[0]}", what)
 
 
 def _openvino(

@@ -26,6 +26,7 @@ _COMPARED_WITH = {
     "checkpoint_vs_host": "checkpoint",
     "checkpoint_layers": "checkpoint, layer by layer",
     "target_layers": "onnxruntime, layer by layer",
+    "target_constants": "exported constants",
     "tokens": "checkpoint",
 }
 
@@ -150,9 +151,12 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
             ("1 − cosine", exponent(_gap(cosine)), "at most " + exponent(_gap(least))),
         ]
     if row.record.get("kind") == "layers":
+        constants = row.record.get("stage") == "target_constants"
         return [
             (
-                "error of the worst layer by itself",
+                "part of a constant not in the file"
+                if constants
+                else "error of the worst layer by itself",
                 exponent(metrics.get("introduced_error")),
                 "at most " + exponent(tolerance.get("max_introduced_error")),
             )
