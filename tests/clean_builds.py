@@ -1,7 +1,8 @@
 """Clean builds of checkpoints that nobody has seen: verification and bisection must stay silent.
 
-``python -m tests.clean_builds [COUNT]`` perturbs the reference checkpoints with another seed each
-time, exports and compiles them, verifies with another seed, bisects, and prints what was found.
+``python -m tests.clean_builds [COUNT] [PRECISION]`` perturbs the reference checkpoints with another
+seed each time, exports and compiles them, verifies with another seed, bisects, and prints
+what was found.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ def perturbed(task: Task, seed: int, folder: Path) -> Path:
     return folder
 
 
-def pipeline(task: Task, seed: int, root: Path) -> Path:
+def pipeline(task: Task, seed: int, root: Path, precision: str = "f16") -> Path:
     """A pipeline file for one perturbed checkpoint."""
     data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
     checkpoint = perturbed(task, seed, root / "checkpoint")
     data["artifacts"] = str(root)
     data["tasks"] = {task: {**data["tasks"][task], "checkpoint": str(checkpoint)}}
-    data["targets"] = {"openvino": {"precisions": ["f16"]}}
+    data["targets"] = {"openvino": {"precisions": [precision]}}
     gate = {"scenes": 10, "minimum_exact": 1.0}
     data["verify"] = {
         "seed": seed,
@@ -68,10 +69,10 @@ def stage(name: str, config: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def examine(task: Task, seed: int) -> list[str]:
+def examine(task: Task, seed: int, precision: str = "f16") -> list[str]:
     """Builds, verifies and bisects; returns everything that was called wrong."""
     with TemporaryDirectory(prefix="clean-") as folder:
-        config = pipeline(task, seed, Path(folder))
+        config = pipeline(task, seed, Path(folder), precision)
         stage("export", config)
         stage("compile", config)
         selection = select(config, target="openvino")
@@ -94,17 +95,18 @@ def main() -> int:
     """Runs the builds; exit code 1 on any false alarm."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
-    count = int(arguments[0]) if arguments else 20
+    count = next((int(word) for word in arguments if word.isdigit()), 20)
+    precision = next((word for word in arguments if not word.isdigit()), "f16")
     alarms = 0
     seeds = range(1, count + 1)[part - 1 :: parts]
     for seed in seeds:
         task = TASKS[seed % len(TASKS)]
-        found = examine(task, seed)
+        found = examine(task, seed, precision)
         alarms += bool(found)
         print(
             f"seed {seed:3} {task:8} {'clean' if not found else 'FALSE ALARM'} {found}", flush=True
         )
-    print(json.dumps({"builds": len(seeds), "false_alarms": alarms}))
+    print(json.dumps({"builds": len(seeds), "precision": precision, "false_alarms": alarms}))
     return 1 if alarms else 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from configs.manifest import file_record, key_of
-from tests.fault_graphs import (
+from tests.graph_changes import (
     Change,
     attribute,
     bypass,

@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from tests.fault_graphs import heads_swapped, noise, reseal
+from tests.graph_changes import heads_swapped, noise, reseal
 
 Change = Callable[[openvino.Model], None]
 

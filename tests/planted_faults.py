@@ -26,6 +26,7 @@ from configs.command import select
 from configs.errors import BlipEdgeError
 from configs.schema import Task
 from tests.fault_bmodels import BMODEL_FAULTS, FOLDERS
+from tests.fault_further import FURTHER_FAULTS
 from tests.fault_graphs import GRAPH_FAULTS
 from tests.fault_integers import INTEGER_FAULTS
 from tests.fault_irs import IR_FAULTS
@@ -87,7 +88,13 @@ def all_faults() -> list[Fault]:
     found += [Fault(target="openvino", **fault) for fault in INTEGER_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in SETTING_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in RUNTIME_FAULTS]
+    found += [Fault(**fault) for fault in FURTHER_FAULTS]
     return found
+
+
+def further_faults() -> list[Fault]:
+    """The second suite of faults of graphs, IRs, files and the runtime alone."""
+    return [Fault(**fault) for fault in FURTHER_FAULTS]
 
 
 def bmodel_faults() -> list[Fault]:
@@ -204,8 +211,10 @@ def main() -> int:
     """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
-    chosen = bmodel_faults() if "bmodels" in arguments else all_faults()
-    arguments = [word for word in arguments if word != "bmodels"]
+    groups = {"bmodels": bmodel_faults, "further": further_faults}
+    asked = [groups[word] for word in arguments if word in groups]
+    chosen = asked[0]() if asked else all_faults()
+    arguments = [word for word in arguments if word not in groups]
     every = chosen[part - 1 :: parts]
     faults = [f for f in every if not arguments or any(w in f.name for w in arguments)]
     outcomes = []

@@ -112,7 +112,7 @@ def test_command_names_the_layer_and_leaves_json_and_plots(
     openvino_artifacts: Path, tmp_path: Path
 ) -> None:
     (fault,) = [f for f in all_faults() if f.name == "IR: one layer's weights off by 1 %"]
-    config = private_copy(openvino_artifacts, tmp_path, fault.task)
+    config = private_copy(openvino_artifacts, tmp_path, fault)
     fault.plant(tmp_path / "reference" / fault.task)
     options = ["--config", str(config), "--component", str(fault.component)]
     result = CliRunner().invoke(application, ["bisect", *options])

@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13 as ops
 
 from configs.command import select
-from tests.planted_faults import private_copy
+from tests.planted_faults import Fault, private_copy
 from verify.artifacts import find_artifacts
 from verify.tracing.checks import exported_graph
 from verify.tracing.integer_ir import MOST_STEPS, folded, read_integer_ir
@@ -49,7 +49,9 @@ def test_what_is_no_constant_does_not_fold() -> None:
 
 
 def test_clean_weights_lie_within_half_a_step(openvino_artifacts: Path, tmp_path: Path) -> None:
-    config = private_copy(openvino_artifacts, tmp_path, "caption", "int8")
+    config = private_copy(
+        openvino_artifacts, tmp_path, Fault("none", "caption", "openvino", "", precision="int8")
+    )
     (task,) = find_artifacts(select(config))
     (target,) = task.targets
     for component in ("vision_encoder", "cross_key_values", "text_decoder"):

@@ -13,7 +13,7 @@ import yaml
 
 from configs.command import select
 from tests.compile_private import ROOT
-from tests.fault_graphs import graph, noise, weight
+from tests.graph_changes import graph, noise, weight
 from verify.artifacts import find_artifacts
 from verify.bisect.diagnosis import diagnose, one_target
 from verify.lineage import broken_lineage

@@ -15,6 +15,7 @@ from verify.results import Check, Subject
 from verify.stages.finding import Finding
 from verify.stages.host import compare_host
 from verify.stages.preprocessing import compare_preprocessing
+from verify.stages.search import compare_search
 from verify.stages.settings import compare_settings
 from verify.stages.tokenization import compare_tokenization
 from verify.tracing.checkpoint_trace import Checkpoint
@@ -43,6 +44,7 @@ def stage_findings(
             lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed, config.question_start),
         ),
         ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
+        ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),
     ]
     found: list[Finding] = []
     for stage, step in steps:

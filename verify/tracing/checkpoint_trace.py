@@ -96,6 +96,22 @@ class Checkpoint:
         """Every module by HuggingFace's name."""
         return dict(self.model.named_modules())
 
+    def generated(self, image: Any, ids: Sequence[int], **arguments: Any) -> tuple[int, ...]:
+        """A whole answer of HuggingFace's ``generate`` to the end token, the prompt included."""
+        rows = self._torch.tensor([list(ids)])
+        with self._torch.inference_mode():
+            tokens = self.model.generate(
+                pixel_values=self.processor([image], return_tensors="pt")["pixel_values"],
+                input_ids=rows,
+                attention_mask=self._torch.ones_like(rows),
+                do_sample=False,
+                **arguments,
+            )[0].tolist()
+        prompt = 1 if self.task == "vqa" else len(ids) - 1
+        end = int(self.text_config.sep_token_id)
+        stop = tokens.index(end, prompt) + 1 if end in tokens[prompt:] else len(tokens)
+        return tuple(tokens[:stop])
+
     def layers(self, component: Component) -> int:
         """Layers of one component."""
         config = self.model.config
