@@ -114,14 +114,17 @@ def _beams_not_moved() -> Iterator[None]:
     """Rows of a cache stay where they are when beams change places."""
     from runtime.caches import FixedCache, GrowingCache
 
-    right = GrowingCache.select
+    growing, fixed = GrowingCache.select, FixedCache.select
 
-    def wrong(self: Any, rows: np.ndarray) -> None:
-        right(self, np.arange(len(rows)) if len(rows) == self.rows else rows)
+    def of_growing(self: Any, rows: np.ndarray) -> None:
+        growing(self, np.arange(len(rows)) if len(rows) == self.rows else rows)
+
+    def of_fixed(self: Any, rows: np.ndarray) -> None:
+        fixed(self, np.arange(len(rows)) if len(rows) == len(self.lengths) else rows)
 
     with (
-        patch.object(GrowingCache, "select", wrong),
-        patch.object(FixedCache, "select", lambda _self, _rows: None),
+        patch.object(GrowingCache, "select", of_growing),
+        patch.object(FixedCache, "select", of_fixed),
     ):
         yield
 

@@ -27,6 +27,7 @@ from runtime.manifests import ComponentManifest
 from runtime.nets import Net
 from runtime.sessions import Session
 from verify.artifacts import TargetArtifacts, TaskArtifacts, runtime_failures
+from verify.bisect.coefficients import misplaced_weights
 from verify.bisect.vendor import run_tool
 from verify.inputs import Sample
 from verify.tracing.checks import Layers
@@ -118,7 +119,7 @@ def _net(
     if not quantised:
         raise ToolError(f"{_DEPLOY}: left no quantised graph for {net.name}")
     errors = LayerErrors(graph)
-    faults: list[tuple[str, str]] = []
+    faults = list(misplaced_weights(folder, manifest.folder / net.file, graph))
     names: dict[str, str] = {}
     for sample in calls:
         dumped = _dump(folder, quantised[0], manifest, net, sample.feeds)
