@@ -194,7 +194,7 @@ def _fault(
         "target": target,
         "precision": "f32" if target == "bm1684" else "f16",
         "plant": plant,
-        "named": f"target: {component} {named}",
+        "named": rf"target: {component}\b.*{named}",
         **more,
     }
 

@@ -119,7 +119,7 @@ def _net(
     if not quantised:
         raise ToolError(f"{_DEPLOY}: left no quantised graph for {net.name}")
     errors = LayerErrors(graph)
-    faults = list(misplaced_weights(folder, manifest.folder / net.file, graph))
+    faults = [*_crossed(net, graph), *misplaced_weights(folder, manifest.folder / net.file, graph)]
     names: dict[str, str] = {}
     for sample in calls:
         dumped = _dump(folder, quantised[0], manifest, net, sample.feeds)
@@ -135,6 +135,17 @@ def _net(
     listed = tuple(dict.fromkeys(faults))
     layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))
     return ChipLayers(net.name, layers, f"{_RUNNER} --dump_all_tensors {quantised[0].name}")
+
+
+def _crossed(net: Net, graph: ExportedGraph) -> Iterator[tuple[str, str]]:
+    """Outputs and inputs that the manifest takes from another tensor of the exported graph."""
+    for spec in (*net.outputs, *net.inputs):
+        match = _VENDOR_NAME.match(spec.artifact_name)
+        for name in (spec.artifact_name, match["tensor"] if match else ""):
+            if name != spec.name and name in (*graph.outputs, *graph.inputs):
+                site = graph.sites.get(spec.name)
+                layer = site.layer if site else spec.name
+                yield layer, f"{spec.name} is taken from {name} of net {net.name}"
 
 
 def _lay_out_calibration(
