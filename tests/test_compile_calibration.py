@@ -155,6 +155,10 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "questions.csv").write_text("image,question\na.png,what is it?\nb.png,why?\n")
     with pytest.raises(InputError, match=r"line 3: no image 'b\.png'"):
         list(examples(config, "vqa"))
+    (tmp_path / "questions.csv").write_text("image,question\na.png,\n")
+    assert [one.text for one in examples(config, "caption")] == [""]
+    with pytest.raises(InputError, match="line 2: no question"):
+        list(examples(config, "vqa"))
     (tmp_path / "questions.csv").write_text("image,question\na.png,what is it?\n")
     before = examples_digest(config, "vqa")
     assert [one.text for one in examples(config, "vqa")] == ["what is it?"]

@@ -117,7 +117,7 @@ def _chosen(
         raise InputError(f"{shown(folder)}: calibration.source: no images; put some there")
     table = folder / QUESTIONS_FILE
     if table.is_file():
-        pairs = _table(table)
+        pairs = _table(table, needs_texts=task in ("vqa", "itm"))
     elif task in ("caption", None):
         pairs = [(path.name, "") for path in found]
     else:
@@ -143,7 +143,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
 
 
-def _table(path: Path) -> list[tuple[str, str]]:
+def _table(path: Path, *, needs_texts: bool) -> list[tuple[str, str]]:
     try:
         # Spreadsheets put a byte order mark in front.
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -157,6 +157,8 @@ def _table(path: Path) -> list[tuple[str, str]]:
             raise InputError(f"{shown(path)}: line {number}: needs columns {','.join(_COLUMNS)}")
         if Path(name).name != name or not (path.parent / name).is_file():
             raise InputError(f"{shown(path)}: line {number}: no image {name!r} in this folder")
+        if needs_texts and not text.strip():
+            raise InputError(f"{shown(path)}: line {number}: no question; write one, or remove it")
         pairs.append((name, text))
     if not pairs:
         raise InputError(f"{shown(path)}: no rows; give at least one image and question")
