@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clean_builds import examine
-from tests.planted_faults import Fault, Outcome, all_faults, run
+from tests.planted_faults import Fault, Outcome, all_faults, bmodel_faults, run
 
 #: One of each kind, for every run of the tests; ``make test-slow`` runs them all.
 REPRESENTATIVE = (
@@ -29,6 +29,7 @@ REPRESENTATIVE = (
     "BGR instead of RGB",
     "stale cache row",
     "question's padding attended",
+    "beams do not move their rows",
 )
 #: Share of faults whose layer or stage bisection must name.
 NAMED = 0.9
@@ -68,6 +69,14 @@ def test_every_fault_is_flagged_and_most_are_named(openvino_artifacts: Path) -> 
     named = [outcome for outcome in outcomes if outcome.named]
     unnamed = [(o.fault.name, o.verdict) for o in outcomes if not o.named]
     assert len(named) >= NAMED * len(outcomes), unnamed
+
+
+@pytest.mark.slow
+def test_every_fault_of_a_bmodel_is_flagged_and_most_are_named(reference_artifacts: Path) -> None:
+    outcomes: list[Outcome] = [run(reference_artifacts, fault) for fault in bmodel_faults()]
+    assert [outcome.fault.name for outcome in outcomes if not outcome.flagged] == []
+    unnamed = [(o.fault.name, o.verdict) for o in outcomes if not o.named]
+    assert len(unnamed) <= (1 - NAMED) * len(outcomes), unnamed
 
 
 @pytest.mark.slow
