@@ -22,6 +22,7 @@ from verify.pipeline import arithmetic
 from verify.results import Subject
 from verify.stages.check import HOST_CASES, stage_findings
 from verify.stages.finding import Finding
+from verify.stages.search import SEARCH_NAMES
 from verify.tracing.checks import (
     Layers,
     checkpoint_layers,
@@ -108,8 +109,12 @@ def diagnose(
     bench = TaskBench(task, selection.pipeline)
     try:
         on_step("stages around the graphs")
+        searches: list[Finding] = []
         if not selection.components:
-            result.findings += _stages(bench, task)
+            for finding in _stages(bench, task):
+                # Searches run the graphs: a wrong graph goes before what follows from it.
+                late = finding.where in SEARCH_NAMES
+                (searches if late else result.findings).append(finding)
         for component in selection.task_components(task.task):
             on_step(f"{component}: checkpoint against ONNX")
             result.findings += _export(result, bench, component)
@@ -117,6 +122,8 @@ def diagnose(
             for component in selection.task_components(task.task):
                 on_step(f"{component}: ONNX against {artifacts.name}")
                 result.findings += _target(result, bench, selection, component)
+        if not result.findings:
+            result.findings += searches
         if not result.findings and not selection.components and not artifacts.simulated:
             on_step("whole answers")
             result.findings += _whole_answers(result, bench)

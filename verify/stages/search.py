@@ -31,6 +31,7 @@ SEARCHES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("beam search", {"num_beams": 4}),
     ("scores", {"repetition_penalty": 20.0}),
 )
+SEARCH_NAMES = tuple(name for name, _ in SEARCHES)
 #: Cases per search, each with growing and with fixed caches.
 CASES = 1
 
