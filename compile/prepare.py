@@ -129,17 +129,14 @@ def prepare(
 def adopt_prepared(made: Path, folder: Path) -> None:
     """Fills ``folder`` as :func:`prepare` would without what changed nothing in ``made``.
 
-    The graphs are the same ones, so they are linked and the record alone is written anew.
+    The graphs are the same ones, so they are copied and the record alone is written anew.
     """
     prepared = read_prepared(made)
     kept = tuple(one for one in prepared.rewrites if one.sites or one.name == FIX_SHAPES)
     for path in made.iterdir():
         if path.name != _RECORD and path.name in _files(prepared, made):
-            try:
-                (folder / path.name).hardlink_to(path)
-            except OSError:
-                # A file system without links.
-                shutil.copy(path, folder)
+            # No hard links: onnx refuses to read weights from a file with several names.
+            shutil.copy(path, folder)
     record = prepared.model_copy(update={"rewrites": kept})
     (folder / _RECORD).write_text(record.model_dump_json(indent=1))
 
