@@ -56,6 +56,8 @@ def test_graphs_that_a_rewrite_left_alone_are_linked_not_made_again(tmp_path: Pa
     assert {path.name for path in adopted.iterdir()} == {
         *("main.onnx", "weights.bin", "ids.npy", "prepared.json")
     }
-    assert (adopted / "weights.bin").samefile(made / "weights.bin")
+    # onnx refuses to read weights from a file with several names.
+    assert (adopted / "weights.bin").stat().st_nlink == 1
+    assert (adopted / "weights.bin").read_text() == "weights.bin"
     # The first record still names all that was tried.
     assert read_prepared(made) == record
