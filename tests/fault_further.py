@@ -56,15 +56,6 @@ def _flags(**values: Any) -> Any:
     return change
 
 
-def _truncates(data: dict[str, Any]) -> None:
-    data["truncation"] = {
-        "direction": "Right",
-        "max_length": 6,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
-
-
 def _accents(data: dict[str, Any]) -> None:
     data["normalizer"]["strip_accents"] = False
 
@@ -322,9 +313,6 @@ FURTHER_FAULTS: list[dict[str, Any]] = [
         "vqa",
         r"preprocessing: .*normalize",
         **_processor(_PIXELS, _flags(do_normalize=False)),
-    ),
-    _other(
-        "tokenizer truncates questions", "vqa", r"tokenization: ", **_processor(_WORDS, _truncates)
     ),
     _other("tokenizer keeps accents", "vqa", r"tokenization: ", **_processor(_WORDS, _accents)),
     _other("rescaled twice", "caption", r"preprocessing: ", active=_rescaled_twice),
