@@ -114,12 +114,16 @@ def _net(
     arguments[arguments.index("--model_def") + 1] = str(graph.path)
     run_tool(arguments, folder)
     _lay_out_calibration(manifest.folder, quantized, deploy, folder, rebuild)
+    compiled = _compiled(folder, deploy)
     run_tool([*deploy, "--debug"], folder)
     quantised = sorted(folder.glob("*_tpu.mlir"))
     if not quantised:
         raise ToolError(f"{_DEPLOY}: left no quantised graph for {net.name}")
     errors = LayerErrors(graph)
-    faults = [*_crossed(net, graph), *misplaced_weights(folder, manifest.folder / net.file, graph)]
+    faults = [
+        *_crossed(net, graph),
+        *misplaced_weights(compiled, folder, manifest.folder / net.file, graph),
+    ]
     names: dict[str, str] = {}
     for sample in calls:
         dumped = _dump(folder, quantised[0], manifest, net, sample.feeds)
@@ -135,6 +139,15 @@ def _net(
     listed = tuple(dict.fromkeys(faults))
     layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))
     return ChipLayers(net.name, layers, f"{_RUNNER} --dump_all_tensors {quantised[0].name}")
+
+
+def _compiled(folder: Path, deploy: Sequence[str]) -> Path:
+    """The BModel of the build's own command, kept apart: ``--debug`` lays weights out otherwise."""
+    run_tool(deploy, folder)
+    found = sorted(folder.glob("*.bmodel"))
+    if not found:
+        raise ToolError(f"{_DEPLOY}: left no BModel")
+    return found[0].replace(folder / "compiled")
 
 
 def _crossed(net: Net, graph: ExportedGraph) -> Iterator[tuple[str, str]]:

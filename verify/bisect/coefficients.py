@@ -23,17 +23,25 @@ LEAST_SHARE = 0.5
 
 
 def misplaced_weights(
-    folder: Path, artifact: Path, graph: ExportedGraph
+    compiled: Path, folder: Path, artifact: Path, graph: ExportedGraph
 ) -> Iterator[tuple[str, str]]:
-    """Layers whose weights differ from the ones just compiled in ``folder``.
+    """Layers whose weights differ from the ones just compiled.
 
     A file of several nets holds the same weights further on; how far, most of them agree upon.
+
+    Args:
+        compiled: the BModel that the build's own commands make.
+        folder: where the compiler left the weights by name.
+        artifact: the BModel in question.
+        graph: what was exported.
+
+    Yields:
+        layer, and what is wrong there.
     """
-    compiled = sorted(folder.glob("*.bmodel"))
     arrays = sorted(folder.glob(_WEIGHTS))
-    if not compiled or not arrays:
+    if not arrays:
         return
-    right, found = compiled[0].read_bytes(), artifact.read_bytes()
+    right, found = compiled.read_bytes(), artifact.read_bytes()
     places: dict[str, tuple[int, bytes]] = {}
     shifts: Counter[int] = Counter()
     with np.load(arrays[0], allow_pickle=False) as weights:
