@@ -20,9 +20,12 @@ from runtime.sessions import ArrayDict, Arrays, Session, SessionOptions
 
 #: Batches at a time; each one holds its own intermediate tensors.
 _MOST_REQUESTS = 4
-#: Images per call on CPUs. The intermediate tensors of more do not fit the caches: sixteen images
-#: of 384 pixels at once take a quarter to a third longer each (docs/openvino.md).
-_IMAGES_PER_CALL = 4
+#: Images per call on CPUs, in float32 and in smaller types. The intermediate tensors of more do not
+#: fit the caches: sixteen images of 384 pixels at once take a quarter to a third longer each
+#: (docs/openvino.md).
+_IMAGES_PER_CALL = {"exact": 2, "fast": 4}
+#: Divides the rows of weights of BLIP-base (768) and large (1024).
+_ACTIVATIONS_PER_SCALE = "256"
 _CORE_LOCK = threading.Lock()
 _CORE: List[Any] = []
 #: Tensors that pass from one model to the next, in the type that the device computes in.
@@ -73,9 +76,11 @@ def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
         # By default past keys and values would be 8-bit integers, and become NaN when a request
         # that held few rows serves more (docs/openvino.md). There is nothing to gain here.
         settings["KV_CACHE_PRECISION"] = computes_in(options, device)
-        if options.mode == "exact":
-            # The default would make 8-bit integers of activations before compressed weights.
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+        # How many activations share a scale where they meet weights of 8 bits as 8-bit integers:
+        # none in ``exact``. The default of 32 spends a tenth of a decoder step on scales
+        # (docs/openvino.md).
+        group = "0" if options.mode == "exact" else _ACTIVATIONS_PER_SCALE
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
     if options.threads is not None and device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = str(options.threads)
     return settings
@@ -216,7 +221,9 @@ class OpenVinoSession(Session):
     def rows_per_call(self, net: Net) -> Optional[int]:
         """See ``Session``; only images are large enough for it to matter."""
         self.load()
-        return _IMAGES_PER_CALL if self.device == "CPU" and net.input("pixel_values") else None
+        if self.device != "CPU" or not net.input("pixel_values"):
+            return None
+        return _IMAGES_PER_CALL[self.options.mode]
 
     def _check(self, compiled: Any, net: Net) -> None:
         states = {name for state in net.states for name in (state.past, state.new)}

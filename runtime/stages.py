@@ -12,8 +12,9 @@ from runtime.sessions import Session
 ArrayDict = Dict[str, np.ndarray]
 Item = TypeVar("Item")
 
-#: Intermediate tensors that a stage may leave for the next one, in bytes.
-STAGE_BYTES = 512 << 20
+#: Intermediate tensors that a stage may leave for the next one, in bytes: enough for the float32
+#: cross keys and values of sixteen images of BLIP-base, so that one step serves them all.
+STAGE_BYTES = 768 << 20
 #: Most rows per call for nets with a dynamic batch.
 BATCH_ROWS = 16
 #: Inputs whose second axis counts the tokens of a text.

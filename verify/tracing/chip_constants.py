@@ -33,7 +33,10 @@ class ChipConstants:
         """(constant, what is wrong with it); ``bound`` is the part that may be missing."""
         listed = {name for name, _ in self.tables}
         missing = [
-            (stored.name, f"{1 - stored.share:.1%} of its values are not in the compiled files")
+            (
+                stored.name,
+                f"{100 * (1 - stored.share):.2g} % of its values are not in the compiled files",
+            )
             for stored in self.found
             if stored.name not in listed and not 1 - stored.share <= bound
         ]
