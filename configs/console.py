@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,12 +16,26 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 #: Messages go to standard error; standard output is for tables and data.
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False)
+#: Wider than any table.
+_UNLIMITED = 10_000
 #: The bar on the screen: a terminal has room for one, and a step's own bar is drawn below it.
 _shown: list[Progress] = []
+
+
+def print_table(table: Table) -> None:
+    """Prints a table in its full width on standard output, whatever that is connected to.
+
+    A pipe or a narrow terminal would otherwise shorten cells to a letter or two; too long lines
+    are the terminal's to wrap.
+    """
+    unlimited = output.options.update(max_width=_UNLIMITED)
+    width = Measurement.get(output, unlimited, table).maximum
+    Console(file=output.file, width=width, highlight=False).print(table)
 
 
 class Steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,9 +105,14 @@ def test_the_command_writes_every_net_part_and_file() -> None:
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "COLUMNS": "300"},
+        env={**os.environ, "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
+    # Not a word is shortened where the output is narrow.
+    assert "…" not in done.stdout
+    assert {"vision_encoder", "device MB", "published f32 ms"} <= set(
+        re.split(r"\s*[│┃]\s*|\n", done.stdout)
+    )
     assert "not measurements" in done.stderr
     path = ROOT / "models" / "artifacts" / "reference" / "estimate.json"
     report = EstimateReport.model_validate_json(path.read_text())

@@ -11,7 +11,7 @@ from rich.table import Table
 from compile.estimates.report import REPORT_FILE, EstimateReport, collect
 from configs.build import as_json, write_atomically
 from configs.command import exit_codes, select
-from configs.console import messages, output
+from configs.console import messages, print_table
 from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
@@ -36,7 +36,7 @@ def estimate(
             f"{shown(config)}: no BModel is built for this selection; run: make bmodel"
         )
     for table in (_nets(report), _parts(report), _files(report)):
-        output.print(table)
+        print_table(table)
     path = Layout(selection.pipeline).root / REPORT_FILE
     write_atomically(path, as_json(report))
     messages.print(f"{report.note}; written to {shown(path)}")
