@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from compile.calibration import quantizer
 from compile.calibration.examples import examples, examples_digest, images
 from compile.calibration.inputs import net_inputs
 from compile.calibration.mlir import Operation, parse_operations
@@ -18,7 +20,7 @@ from compile.calibration.tables import expanded
 from compile.calibration.thresholds import Range
 from configs.errors import ConfigError, InputError
 from configs.layout import Layout
-from configs.load import load_pipeline
+from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS, CalibrationConfig, Task
 from tests.compile_private import ROOT, private_pipeline
 
@@ -203,6 +205,24 @@ def test_a_components_inputs_do_not_depend_on_what_lies_behind_it(task: Task) ->
         for a, b in zip(found, expected, strict=True):
             assert a.net == b.net
             assert all(np.array_equal(a.arrays[name], b.arrays[name]) for name in b.arrays)
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(65, False), (128, False), (577, True)])
+def test_products_larger_than_the_chip_gets_right_are_announced(
+    rows: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = f"tensor<{rows}x768xf32>"
+    text = (
+        '%0 = "top.Input"() : () -> SHAPE loc(#loc1)\n'
+        '%1 = "top.Weight"() : () -> tensor<768x768xf32> loc(#loc2)\n'
+        '%2 = "top.MatMul"(%0, %1) : (SHAPE, tensor<768x768xf32>) -> SHAPE loc(#loc3)\n'
+        '#loc1 = loc("x")\n#loc2 = loc("w")\n#loc3 = loc("query_MatMul")\n'
+    )
+    operations = parse_operations(text.replace("SHAPE", shape).splitlines())
+    chip = load_target("bm1684")
+    one = SimpleNamespace(job=SimpleNamespace(target=chip, name="itm vision"), net="main")
+    quantizer._warn_of_large_products(one, operations)  # type: ignore[arg-type]
+    assert ("577 rows of 768" in " ".join(capsys.readouterr().err.split())) == warned
 
 
 def test_an_int8_bmodel_from_search_to_edited_table(

@@ -25,7 +25,7 @@ from compile.graph import Array
 from compile.static_graph import session
 from compile.work_cache import cached
 from configs.build import source_digest
-from configs.console import Steps, steps
+from configs.console import Steps, messages, steps
 from configs.errors import ConfigError, InputError, ToolError
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.load import shown
@@ -131,6 +131,7 @@ def calibrate(one: NetToQuantize) -> Calibrated:
         ConfigError: a given table does not fit the net.
     """
     operations = read_operations(one.mlir)
+    _warn_of_large_products(one, operations)
     ranges = _ranges(one)
     thresholds, _ = table(operations, ranges, METHOD)
     given = given_table(one.job, one.artifact_net)
@@ -149,6 +150,21 @@ def calibrate(one: NetToQuantize) -> Calibrated:
         _SEARCHED,
         plan.error,
     )
+
+
+def _warn_of_large_products(one: NetToQuantize, operations: Sequence[Operation]) -> None:
+    """Says so where linear layers are larger than what the chip's compiler gets right."""
+    limit = one.job.target.largest_integer_input
+    linear = (o for o in operations if o.kind == "MatMul" and any(o.constant))
+    shapes = [o.input_shapes[0] for o in linear if limit and math.prod(o.input_shapes[0]) > limit]
+    if shapes:
+        rows, width = math.prod(shapes[0][:-1]), shapes[0][-1]
+        messages.print(
+            f"warning: {one.job.name} {one.net}: {len(shapes)} linear layers are too large, e.g. "
+            f"{rows} rows of {width}. Beyond {limit} values INT8 products came out wrong on the "
+            f"simulator of {one.job.target.name} (docs/quantization.md): use f32, or check with "
+            "make verify VERIFY=full"
+        )
 
 
 def _ranges(one: NetToQuantize) -> dict[str, Range]:
