@@ -31,6 +31,7 @@ from tests.fault_graphs import GRAPH_FAULTS
 from tests.fault_integers import INTEGER_FAULTS
 from tests.fault_irs import IR_FAULTS
 from tests.fault_settings import RUNTIME_FAULTS, SETTING_FAULTS
+from tests.fault_third import THIRD_FAULTS
 from verify.artifacts import find_artifacts
 from verify.bisect.diagnosis import diagnose
 from verify.pipeline import verify
@@ -88,13 +89,18 @@ def all_faults() -> list[Fault]:
     found += [Fault(target="openvino", **fault) for fault in INTEGER_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in SETTING_FAULTS]
     found += [Fault(target="onnx", **fault) for fault in RUNTIME_FAULTS]
-    found += [Fault(**fault) for fault in FURTHER_FAULTS]
+    found += [Fault(**fault) for fault in (*FURTHER_FAULTS, *THIRD_FAULTS)]
     return found
 
 
 def further_faults() -> list[Fault]:
     """The second suite of faults of graphs, IRs, files and the runtime alone."""
     return [Fault(**fault) for fault in FURTHER_FAULTS]
+
+
+def third_faults() -> list[Fault]:
+    """The third suite alone."""
+    return [Fault(**fault) for fault in THIRD_FAULTS]
 
 
 def bmodel_faults() -> list[Fault]:
@@ -211,7 +217,7 @@ def main() -> int:
     """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
-    groups = {"bmodels": bmodel_faults, "further": further_faults}
+    groups = {"bmodels": bmodel_faults, "further": further_faults, "third": third_faults}
     asked = [groups[word] for word in arguments if word in groups]
     chosen = asked[0]() if asked else all_faults()
     arguments = [word for word in arguments if word not in groups]

@@ -27,6 +27,7 @@ from verify.answers import generated_tokens, match_scores, score_check, token_ch
 from verify.artifacts import ONNX, TargetArtifacts, build_command, digest, find_artifacts
 from verify.bench import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.checkpoint import check_checkpoint
+from verify.combined import combined_check
 from verify.components import (
     hf_vs_wrapper,
     onnxruntime_vs_target,
@@ -147,6 +148,8 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
             return _component(item, bench, progress)
         if item.subject.kind == "layers":
             return _layers(item, bench)
+        if item.subject.stage == "combined_file":
+            return combined_check(item.subject, item.artifacts)
         if item.subject.kind == "stage":
             return _stages(item, bench)
         return _answers(item, bench, config)

@@ -18,6 +18,7 @@ from configs.schema import Component, TokenGate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import simulator_version
 from verify.checkpoint import checkpoint_files
+from verify.combined import combined_file
 from verify.quality import NamedGate, named_gate
 from verify.results import Kind, Subject
 from verify.tolerances import Stage, tolerances_digest
@@ -74,6 +75,7 @@ def make_plan(
             if artifacts.simulated and not (full or simulated_by_default(selection, artifacts)):
                 not_simulated.append(f"{task.task} {artifacts.name} {artifacts.precision}")
                 checks += _constant_checks(selection, task, artifacts)
+                checks += _combined(selection, task, artifacts)
             else:
                 checks += _target_checks(selection, task, artifacts, config)
     return Plan(tuple(checks), tuple(not_simulated))
@@ -107,6 +109,7 @@ def _target_checks(
     selection: Selection, task: TaskArtifacts, artifacts: TargetArtifacts, config: Path
 ) -> Iterator[Planned]:
     yield from _constant_checks(selection, task, artifacts)
+    yield from _combined(selection, task, artifacts)
     modes = ("",) if artifacts.simulated else OPENVINO_MODES
     for mode in modes:
         for component in selection.task_components(task.task):
@@ -123,6 +126,21 @@ def _constant_checks(
     for component in selection.task_components(task.task):
         if artifacts.simulated and artifacts.stored(component) in FORMATS:
             yield _component(selection, task, artifacts, component, "target_constants")
+
+
+def _combined(
+    selection: Selection, task: TaskArtifacts, artifacts: TargetArtifacts
+) -> Iterator[Planned]:
+    """All nets of a task in one file: what a board loads."""
+    if not artifacts.simulated or selection.components:
+        return
+    combined = combined_file(artifacts, task.task)
+    if combined is not None:
+        subject = Subject(
+            "combined_file", task.task, None, artifacts.name, artifacts.precision, "stage"
+        )
+        inputs = {"file": combined.record.sha256, "artifacts": artifacts.identities}
+        yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
 
 
 def _comparable(onnx: TargetArtifacts, artifacts: TargetArtifacts, component: Component) -> bool:

@@ -20,6 +20,7 @@ _COMPARED_WITH = {
     "onnxruntime_vs_target": "onnxruntime",
     "target_layers": "layers",
     "target_constants": "constants",
+    "combined_file": "own files",
     "tokens": "checkpoint",
 }
 

@@ -23,6 +23,7 @@ Stage = Literal[
     "onnxruntime_vs_target",
     "target_layers",
     "target_constants",
+    "combined_file",
     "tokens",
 ]
 

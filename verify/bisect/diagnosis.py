@@ -17,9 +17,11 @@ from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bench import TaskBench
 from verify.bisect.chip import chip_layers
 from verify.bisect.islands import Island, islands
+from verify.combined import combined_file, wrong_parts
 from verify.lineage import broken_lineage
 from verify.pipeline import arithmetic
 from verify.results import Subject
+from verify.stages.batches import BATCHES
 from verify.stages.check import HOST_CASES, stage_findings
 from verify.stages.finding import Finding
 from verify.stages.search import SEARCH_NAMES
@@ -113,7 +115,7 @@ def diagnose(
         if not selection.components:
             for finding in _stages(bench, task):
                 # Searches run the graphs: a wrong graph goes before what follows from it.
-                late = finding.where in SEARCH_NAMES
+                late = finding.where in (*SEARCH_NAMES, BATCHES)
                 (searches if late else result.findings).append(finding)
         for component in selection.task_components(task.task):
             on_step(f"{component}: checkpoint against ONNX")
@@ -122,6 +124,10 @@ def diagnose(
             for component in selection.task_components(task.task):
                 on_step(f"{component}: ONNX against {artifacts.name}")
                 result.findings += _target(result, bench, selection, component)
+        if artifacts.simulated and not selection.components:
+            combined = combined_file(artifacts, task.task)
+            for component, what in wrong_parts(combined, artifacts.components) if combined else ():
+                result.findings.append(Finding("target", f"{component} combined file", what))
         if not result.findings:
             result.findings += searches
         if not result.findings and not selection.components and not artifacts.simulated:

@@ -27,6 +27,7 @@ _COMPARED_WITH = {
     "checkpoint_layers": "checkpoint, layer by layer",
     "target_layers": "onnxruntime, layer by layer",
     "target_constants": "exported constants",
+    "combined_file": "the nets' own files",
     "tokens": "checkpoint",
 }
 

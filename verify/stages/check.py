@@ -12,6 +12,7 @@ from runtime.manifests import ComponentManifest
 from verify.cases import Case
 from verify.inputs import Graphs
 from verify.results import Check, Subject
+from verify.stages.batches import compare_batches
 from verify.stages.finding import Finding
 from verify.stages.host import compare_host
 from verify.stages.preprocessing import compare_preprocessing
@@ -44,6 +45,7 @@ def stage_findings(
             lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed, config.question_start),
         ),
         ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
+        ("generation", lambda: compare_batches(graphs, nets, cases, new_tokens)),
         ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),
     ]
     found: list[Finding] = []

@@ -19,6 +19,7 @@ from runtime.artifacts import Artifacts
 from runtime.captioning import Captioner
 from runtime.manifests import ComponentManifest, Net
 from runtime.matching import Matcher
+from runtime.stages import fixed_length
 from runtime.tasks import TASKS
 from verify.artifacts import runtime_failures
 from verify.cases import Case
@@ -28,6 +29,9 @@ from verify.stages.finding import Finding
 from verify.stages.settings import encoder_token
 from verify.tracing.checkpoint_trace import MASKED, Checkpoint
 from verify.tracing.graph import Array
+
+#: Tokens of a long answer in nets whose cache has no end: more than are held without growing.
+GROWN_TOKENS = 40
 
 Call = tuple[Net, dict[str, Array], dict[str, Array]]
 
@@ -60,7 +64,35 @@ def compare_host(
                 found.append(Finding(finding.stage, finding.where, form + finding.what))
             if found:
                 return _distinct(found)
+        for finding in _full_caches(graphs, manifests, cases[0], checkpoint):
+            found.append(Finding(finding.stage, finding.where, form + finding.what))
+        if found:
+            return _distinct(found)
     return found
+
+
+def _full_caches(
+    graphs: Graphs,
+    manifests: Mapping[Component, ComponentManifest],
+    case: Case,
+    checkpoint: Checkpoint,
+) -> Iterator[Finding]:
+    """An answer that goes on until no cache holds more: the last rows, and those of a larger one.
+
+    Of dynamic nets the cache has no end: past where its memory grows, but not past the positions.
+    """
+    if case.task == "itm":
+        return
+    prompt = _prompt(case, checkpoint)
+    net = manifests["text_decoder"].nets[-1]
+    slots = fixed_length(net, "past.0.key")
+    positions = graphs.manifest.text.maximum_positions
+    most = min(slots + 2 if slots else GROWN_TOKENS, positions + 1) - len(prompt)
+    if most < 1:
+        return
+    run = _run(graphs, manifests, case, most, min_new_tokens=most)
+    mask = run.one("text_encoder")[1]["attention_mask"] if case.task == "vqa" else None
+    yield from _decoding(run, prompt, mask, banned=int(checkpoint.text_config.sep_token_id))
 
 
 def _distinct(found: Sequence[Finding]) -> list[Finding]:
@@ -71,7 +103,11 @@ def _distinct(found: Sequence[Finding]) -> list[Finding]:
 
 
 def _run(
-    graphs: Graphs, manifests: Mapping[Component, ComponentManifest], case: Case, new_tokens: int
+    graphs: Graphs,
+    manifests: Mapping[Component, ComponentManifest],
+    case: Case,
+    new_tokens: int,
+    **generation: int,
 ) -> _Run:
     recorders = {
         name: Recorder(manifest, graphs.sessions[name]) for name, manifest in manifests.items()
@@ -80,10 +116,12 @@ def _run(
     with runtime_failures():
         task = TASKS[case.task](Artifacts(graphs.manifest, sessions, "onnx", "f32"))
         tokens: tuple[int, ...] = ()
+        asked: dict[str, Any] = {"max_new_tokens": new_tokens, **generation}
         if isinstance(task, Captioner):
-            tokens = task.batch([case.image()], [case.text], max_new_tokens=new_tokens)[0].token_ids
+            captions = task.batch([case.image()], [case.text], **asked)
+            tokens = captions[0].token_ids
         elif isinstance(task, QuestionAnswerer):
-            answers = task.batch([case.image()], [[case.text]], max_new_tokens=new_tokens)
+            answers = task.batch([case.image()], [[case.text]], **asked)
             tokens = answers[0][0].token_ids
         elif isinstance(task, Matcher):
             task.batch([case.image()], [case.text])
@@ -160,7 +198,10 @@ def _equal(component: Component, name: str, run: _Run, expected: Array) -> Itera
         yield Finding("host", f"{component} {name}", what)
 
 
-def _decoding(run: _Run, prompt: Sequence[int], mask: Array | None) -> Iterator[Finding]:
+def _decoding(
+    run: _Run, prompt: Sequence[int], mask: Array | None, banned: int | None = None
+) -> Iterator[Finding]:
+    """``banned`` is a token that may not come although it is best."""
     cross = run.one("cross_key_values")[2]
     rows: dict[str, Array] = {}
     past, tokens = 0, list(prompt)
@@ -187,7 +228,10 @@ def _decoding(run: _Run, prompt: Sequence[int], mask: Array | None) -> Iterator[
                 kept = [rows[key]] if key in rows else []
                 rows[key] = np.concatenate([*kept, array[:, array.shape[1] - count :]], axis=1)
         past += count
-        tokens = [int(outputs["logits"][0].argmax())]
+        logits = np.array(outputs["logits"][0])
+        if banned is not None:
+            logits[banned] = -np.inf
+        tokens = [int(logits.argmax())]
 
 
 def _ids(feeds: Mapping[str, Array], tokens: Sequence[int], label: str) -> Iterator[Finding]:

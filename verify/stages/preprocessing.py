@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from runtime.images import ImageSource
 from runtime.preprocessing import ImagePreprocessor
 from verify.cases import SEED_STRIDE, picture
 from verify.stages.finding import Finding
@@ -16,23 +19,77 @@ from verify.tracing.graph import Array
 
 #: Largest difference allowed: the runtime promises the same bits.
 EXACT = 0.0
+#: EXIF's tag of a photo's orientation, and its value for a quarter turn.
+_ORIENTATION, _QUARTER_TURN = 0x0112, 6
 
 
 def compare_preprocessing(
     preprocessor: ImagePreprocessor, checkpoint: Checkpoint, seed: int
 ) -> list[Finding]:
     """Scenes and synthetic images of odd sizes; the first difference is explained."""
-    for name, image in images(seed):
+    for name, given, image in _all_images(seed):
         expected = checkpoint.processor([image], return_tensors="np")["pixel_values"]
-        found = preprocessor([image])
+        found = preprocessor([given])
         if found.shape != expected.shape:
             what = f"{name}: shape {list(found.shape)} instead of {list(expected.shape)}"
             return [Finding("preprocessing", "size", what)]
         error = float(np.abs(found - expected).max())
         if not error <= EXACT:
-            where = explain(image, found, expected, checkpoint)
+            same = given is image
+            where = explain(image, found, expected, checkpoint) if same else f"image of {name}"
             return [Finding("preprocessing", where, f"{name}: pixels differ by up to {error:.3g}")]
     return []
+
+
+def _all_images(seed: int) -> Iterator[tuple[str, ImageSource, Image.Image]]:
+    """Name, what the runtime is given, and the upright RGB picture that it stands for."""
+    for name, image in images(seed):
+        yield name, image, image
+    yield from _encoded()
+
+
+@lru_cache(maxsize=1)
+def _encoded() -> tuple[tuple[str, ImageSource, Image.Image], ...]:
+    """Files and modes as users have them; what they stand for, by Pillow's own conversions."""
+    generator = np.random.default_rng(1)
+    coarse = generator.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((1600, 900), Image.Resampling.BICUBIC)
+    small = large.resize((160, 90))
+    jpeg = _file(large, "JPEG", quality=90)
+    turned = Image.Exif()
+    turned[_ORIENTATION] = _QUARTER_TURN
+    rotated = _file(small, "JPEG", exif=turned)
+    inks = _file(small.convert("CMYK"), "JPEG")
+    palette = small.convert("P", palette=Image.Palette.ADAPTIVE)
+    opaque = small.copy()
+    opaque.putalpha(255)
+    veil = np.tile(np.linspace(0, 255, 160).astype(np.uint8), (90, 1))
+    sheer = small.copy()
+    sheer.putalpha(Image.fromarray(veil))
+    white = Image.new("RGB", small.size, "white")
+    levels = np.floor(np.linspace(0, 65535, 160 * 90)).reshape(90, 160)
+    deep = Image.fromarray(levels.astype(np.uint16))
+    grey = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+    return (
+        ("a large JPEG file", jpeg, _opened(jpeg)),
+        ("a rotated photo", rotated, ImageOps.exif_transpose(_opened(rotated))),
+        ("CMYK", inks, _opened(inks).convert("RGB")),
+        ("a palette", palette, palette.convert("RGB")),
+        ("full opacity", opaque, small),
+        ("transparency", sheer, Image.composite(small, white, sheer.getchannel("A"))),
+        ("16-bit grey", deep, grey.convert("RGB")),
+        ("one bit", small.convert("1"), small.convert("1").convert("RGB")),
+    )
+
+
+def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
 
 
 def images(seed: int) -> Iterator[tuple[str, Image.Image]]:

@@ -16,6 +16,10 @@ from verify.tracing.checkpoint_trace import Checkpoint
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _IMAGE_FILE = "preprocessor_config.json"
+#: Values that differ from model to model.
+_OWN_VALUES = frozenset(("size", "image_mean", "image_std"))
+#: Steps of other models' image processors.
+_OTHER_STEPS = frozenset(("do_center_crop", "do_pad", "do_thumbnail", "do_align_long_axis"))
 
 
 def compare_settings(
@@ -122,6 +126,13 @@ def _processor_file(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
             yield Finding(
                 "preprocessing", f"{where} {name}", f"{stored[name]!r} instead of {value!r}"
             )
+    # What the file leaves out, another program takes from defaults of its own.
+    for name in sorted((_OWN_VALUES & expected.keys()) - stored.keys()):
+        yield Finding("preprocessing", f"{where} {name}", f"missing, {expected[name]!r} needed")
+    for name in sorted(stored.keys() & _OTHER_STEPS):
+        if stored[name] and not getattr(truth, name, None):
+            what = f"{stored[name]!r}: the checkpoint's images take no such step"
+            yield Finding("preprocessing", f"{where} {name}", what)
 
 
 def _same(found: Any, expected: Any) -> bool:

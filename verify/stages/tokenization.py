@@ -21,6 +21,7 @@ _ODD_TEXTS = (
     "  two   spaces\tand a tab ",
     "antidisestablishmentarianism qwxyz",
     "[SEP] [CLS] [MASK] [DEC]",
+    " ".join(["a small red circle above"] * 10),
     "",
 )
 

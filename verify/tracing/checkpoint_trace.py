@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from verify.tracing.graph import Array, ExportedGraph
 MASKED = -10000.0
 #: Pad tokens behind a text, for the case that shows whether padding is attended.
 _PADS = 5
+#: Tokens of the longest call that is traced.
+_MOST_TOKENS = 64
 
 #: Stands for the additive mask among a case's outputs: the graph has its own name for it.
 SELF_MASK = "@self_attention_mask"
@@ -96,21 +99,25 @@ class Checkpoint:
         """Every module by HuggingFace's name."""
         return dict(self.model.named_modules())
 
-    def generated(self, image: Any, ids: Sequence[int], **arguments: Any) -> tuple[int, ...]:
-        """A whole answer of HuggingFace's ``generate`` to the end token, the prompt included."""
+    def generated(self, image: Any, ids: Sequence[int], **arguments: Any) -> list[tuple[int, ...]]:
+        """HuggingFace's ``generate``: each sequence to its end token, the prompt included."""
         rows = self._torch.tensor([list(ids)])
-        with self._torch.inference_mode():
-            tokens = self.model.generate(
+        with self._torch.inference_mode(), warnings.catch_warnings():
+            # Lengths that cannot be kept are part of what is compared.
+            warnings.simplefilter("ignore", UserWarning)
+            sequences = self.model.generate(
                 pixel_values=self.processor([image], return_tensors="pt")["pixel_values"],
                 input_ids=rows,
                 attention_mask=self._torch.ones_like(rows),
                 do_sample=False,
                 **arguments,
-            )[0].tolist()
+            ).tolist()
         prompt = 1 if self.task == "vqa" else len(ids) - 1
         end = int(self.text_config.sep_token_id)
-        stop = tokens.index(end, prompt) + 1 if end in tokens[prompt:] else len(tokens)
-        return tuple(tokens[:stop])
+        return [
+            tuple(tokens[: tokens.index(end, prompt) + 1] if end in tokens[prompt:] else tokens)
+            for tokens in sequences
+        ]
 
     def layers(self, component: Component) -> int:
         """Layers of one component."""
@@ -243,10 +250,14 @@ class Checkpoint:
                 encoder_tokens = cross["cross.0.key"].shape[1]
                 shape = (1, 1, len(tokens), encoder_tokens)
                 feeds["cross_attention_mask"] = np.zeros(shape, dtype=np.float32)
-            name = "first pass" if number == 0 else f"step {number}"
+            name = ("first pass", "step 1", "long pass")[number]
             yield Traced(f"scene {scene} {name}", feeds, seen, rows)
             past = _rows("past", cache.self_attention_cache)
             tokens = [int(logits[0, -1].argmax())]
+            if number == 1:
+                # Then as many at once as there are positions: the last ones as well.
+                room = self.text_config.max_position_embeddings - length - 1
+                tokens = _many_tokens(tokens[0], room, self.text_config.vocab_size)
 
     def _decode(self, tokens: Sequence[int], states: Any, cache: Any) -> tuple[Any, Any]:
         result = self.model.text_decoder(
@@ -292,6 +303,12 @@ class Checkpoint:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _many_tokens(first: int, count: int, vocabulary: int) -> list[int]:
+    """Ids all over the vocabulary, at most as many as keep a full-size trace small."""
+    step = max(1, vocabulary // 97)
+    return [(first + step * index) % vocabulary for index in range(min(count, _MOST_TOKENS))]
 
 
 def decoder_feeds(tokens: Sequence[int], past: int) -> dict[str, Array]:

@@ -174,6 +174,18 @@ def chosen(samples: Sequence[Sample]) -> Iterator[Sample]:
     masked = _masked(samples[len(samples) // 2])
     if masked is not None:
         yield masked
+        yield _two_rows(masked, samples[len(samples) // 2])
+
+
+def _two_rows(sample: Sample, other: Sample) -> Sample:
+    """Two different rows in one call: with one, a row that takes another's inputs goes unseen."""
+    feeds = {}
+    for name, array in sample.feeds.items():
+        second = other.feeds[name]
+        if "mask" not in name and second.ndim > 1:
+            second = np.roll(second, 1, axis=1)
+        feeds[name] = np.concatenate([array, second])
+    return replace(sample, name=f"{sample.name}, two rows", feeds=feeds)
 
 
 def _masked(sample: Sample) -> Sample | None:

@@ -27,7 +27,13 @@ from verify.tracing.graph import Array, ExportedGraph
 MOST_STEPS = 0.65
 #: Operators whose first constant operand holds a layer's weights, by their names in an IR.
 _WITH_WEIGHTS = ("MatMul", "Gather", "Convolution")
+#: A step may be so many times what the largest weight of its group needs (measured: 1.004).
+MOST_COARSE = 1.1
+#: Convolutions get half of the range, so that no sum of older processors' kernels overflows.
+MOST_COARSE_OF_CONVOLUTIONS = 2.1
 _AFTER_A_PRODUCT = (*_WITH_WEIGHTS, "Multiply")
+#: What goes into a quantiser and what comes out may differ by so many of its steps beyond rounding.
+MOST_MOVED = 0.1
 _QUANTISED = ".quantised"
 _SMOOTHED = ".smoothed"
 
@@ -38,6 +44,8 @@ class Folded:
 
     value: Array
     step: Array | None
+    #: how many values its integers can have
+    levels: int = 0
 
 
 @dataclass
@@ -54,6 +62,8 @@ class IntegerIr:
     faults: list[tuple[str, str]] = field(default_factory=list)
     #: largest distance of a weight from its exported one, in steps, by constant
     steps: dict[str, float] = field(default_factory=dict)
+    #: largest step, in what its channel or group of weights needs, by constant
+    coarseness: dict[str, float] = field(default_factory=dict)
 
 
 def read_integer_ir(manifest: ComponentManifest, graph: ExportedGraph) -> IntegerIr:
@@ -167,6 +177,9 @@ class _Reader:
         identity.name = f"{scope}/FakeQuantize"
         self._added[f"{tensor}|{made}"] = identity
         self._found.quantisers[name] = made
+        if (moved := _moved(quantiser)) > MOST_MOVED:
+            what = f"its integers stand for values {moved:.1f} steps from those they were made of"
+            self._found.faults.append((site.layer, what))
         return made
 
     def _weights(self, node: onnx.NodeProto, maker: Any) -> None:
@@ -203,6 +216,14 @@ class _Reader:
                 f"{float(np.mean(off > MOST_STEPS)):.1%} of its integers are not the exported "
                 f"weights rounded, by up to {off.max():.1f} steps"
             )
+            self._found.faults.append((layer, what))
+        convolution = operation.get_type_name() == "Convolution"
+        # A table that is also a head has a step per row or per column, as it is read.
+        axes = (0,) if convolution else (0, -1)
+        coarse = min(coarseness(wanted, step, found.levels, axis) for axis in axes)
+        self._found.coarseness[names[0]] = coarse
+        if not coarse <= (MOST_COARSE_OF_CONVOLUTIONS if convolution else MOST_COARSE):
+            what = f"its integers use a step {coarse:.1f} times as large as its channel needs"
             self._found.faults.append((layer, what))
         own = f"{layer}.{len(self._model.graph.initializer)}"
         self._model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), own))
@@ -268,7 +289,8 @@ def folded(node: Any) -> Folded | None:
             value = _nibbles(value, signed=kind_of_number.get_type_name() == "i4")
             value = value.reshape(list(node.get_output_shape(0)))
         value = value.astype(np.float32)
-        return Folded(value, np.ones_like(value) if integers else None)
+        levels = 1 << int(kind_of_number.bitwidth) if integers else 0
+        return Folded(value, np.ones_like(value) if integers else None, levels)
     operands = [folded(port.get_source_output().get_node()) for port in node.inputs()]
     if not operands or any(operand is None for operand in operands):
         return None
@@ -276,7 +298,7 @@ def folded(node: Any) -> Folded | None:
     rule = {
         "Convert": lambda: first,
         "Multiply": lambda: _scaled(first, others[0]),
-        "Subtract": lambda: Folded(first.value - others[0].value, first.step),
+        "Subtract": lambda: Folded(first.value - others[0].value, first.step, first.levels),
         "Reshape": lambda: _arranged(first, lambda a: a.reshape(node.get_output_shape(0))),
         "Transpose": lambda: _arranged(
             first, lambda a: a.transpose(others[0].value.astype(int).reshape(-1))
@@ -296,8 +318,44 @@ def _scaled(first: Folded, second: Folded) -> Folded:
     if first.step is None and second.step is not None:
         first, second = second, first
     step = None if first.step is None else first.step * np.abs(second.value)
-    return Folded(first.value * second.value, step)
+    return Folded(first.value * second.value, step, first.levels)
+
+
+def _moved(quantiser: Any) -> float:
+    """How far a quantiser moves values, in its steps: its two ranges must be one."""
+    limits = [folded(quantiser.input(i).get_source_output().get_node()) for i in range(1, 5)]
+    if any(limit is None for limit in limits):
+        return 0.0
+    low, high, new_low, new_high = (limit.value for limit in limits if limit is not None)
+    step = (high - low) / (quantiser.get_attributes()["levels"] - 1)
+    off = np.maximum(np.abs(new_low - low), np.abs(new_high - high))
+    return float(np.max(off / np.where(step > 0, step, 1.0)))
+
+
+def coarseness(wanted: Array, step: Array, levels: int, outputs: int) -> float:
+    """The largest step, as a multiple of the one that reaches the largest weight of its own group.
+
+    A group are neighbours of one output channel that share a step: a whole channel, or a part of
+    it. One step for a whole tensor is far too large for its quieter channels.
+
+    Args:
+        wanted: the weights before rounding.
+        step: size of one step, of the same shape.
+        levels: how many values an integer can have.
+        outputs: the axis that counts channels.
+    """
+    rows = wanted.shape[outputs]
+    values = np.abs(np.moveaxis(wanted, outputs, 0).reshape(rows, -1)).astype(np.float64)
+    steps = np.moveaxis(np.broadcast_to(step, wanted.shape), outputs, 0).reshape(rows, -1)
+    starts = np.ones(values.shape, dtype=bool)
+    starts[:, 1:] = steps[:, 1:] != steps[:, :-1]
+    first = np.flatnonzero(starts)
+    needed = np.maximum.reduceat(values.ravel(), first) / ((levels - 1) / 2)
+    # A group of zeros needs none.
+    real = needed > np.finfo(np.float16).tiny
+    return float((steps.ravel()[first][real] / needed[real]).max(initial=0.0))
 
 
 def _arranged(given: Folded, arrange: Any) -> Folded:
-    return Folded(arrange(given.value), None if given.step is None else arrange(given.step))
+    step = None if given.step is None else arrange(given.step)
+    return Folded(arrange(given.value), step, given.levels)
