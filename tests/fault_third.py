@@ -218,7 +218,7 @@ def _cropped(_: Any) -> Any:
     return wrong
 
 
-def _floored(right: Any) -> Any:
+def _floored(_: Any) -> Any:
     """Resizes in float and cuts what stands behind the point."""
 
     def wrong(self: Any, image: Any) -> Any:

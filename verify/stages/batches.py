@@ -53,19 +53,20 @@ def compare_batches(
 
 def _mixed_up(task: Any, cases: Sequence[Case], new_tokens: int) -> Iterator[str]:
     images = [case.image() for case in cases]
+    asked: dict[str, Any] = {"max_new_tokens": new_tokens}
     if isinstance(task, Captioner):
         prompts = ["", CAPTION_PROMPT][: len(images)]
         for beams in (1, _BEAMS):
-            asked = {"max_new_tokens": new_tokens, "num_beams": beams}
+            asked["num_beams"] = beams
             found = task.batch(images, prompts, **asked)
-            for case, image, prompt, one in zip(cases, images, prompts, found, strict=True):
-                alone = task(image, prompt, **asked)
-                if one.token_ids != alone.token_ids:
-                    yield f"{case.name}: {one.text!r}, alone {alone.text!r}"
+            for case, image, prompt, caption in zip(cases, images, prompts, found, strict=True):
+                right = task(image, prompt, **asked)
+                if caption.token_ids != right.token_ids:
+                    yield f"{case.name}: {caption.text!r}, alone {right.text!r}"
     elif isinstance(task, QuestionAnswerer):
         texts = [questions_by_length(case.scene, 4)[start::2] for start, case in enumerate(cases)]
         for beams in (1, _BEAMS):
-            asked = {"max_new_tokens": new_tokens, "num_beams": beams}
+            asked["num_beams"] = beams
             every = task.batch(images, texts, **asked)
             for case, image, own, answers in zip(cases, images, texts, every, strict=True):
                 for text, one in zip(own, answers, strict=True):

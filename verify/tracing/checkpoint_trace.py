@@ -185,6 +185,11 @@ class Checkpoint:
                 pads = min(_PADS, self.text_config.max_position_embeddings - ids.shape[1])
                 ids = torch.nn.functional.pad(ids, (0, pads), value=self.text_config.pad_token_id)
                 mask = torch.nn.functional.pad(mask, (0, pads))
+                # A second, shorter row shows whether a row takes another one's inputs.
+                ids = torch.cat([ids, ids.roll(1, dims=1)])
+                shorter = mask.clone()
+                shorter[:, mask.shape[1] // 2 :] = 0
+                mask, embeds = torch.cat([mask, shorter]), _and_another(embeds)
             with self._hooked(names) as seen:
                 states = self.model.text_encoder(
                     input_ids=ids,
@@ -233,22 +238,24 @@ class Checkpoint:
             yield Traced(f"scene {index}", feeds, seen, outputs)
 
     def _decoder(self, _: Component, scene: int, names: set[str]) -> Iterator[Traced]:
-        states = self._states(scene)
+        states = _and_another(self._states(scene))
         prompt = [self.text_config.bos_token_id]
         if self.task == "caption":
             prompt += list(self.tokenizer(CAPTION_PROMPT)["input_ids"])[1:-1]
         cache: Any = None
-        past, tokens = self._empty(), prompt
+        past, tokens = self._empty(len(states)), prompt
         for number in range(3):
             length = next(iter(past.values())).shape[1]
             with self._hooked(names) as seen:
                 logits, cache = self._decode(tokens, states, cache)
             rows = _rows("new", cache.self_attention_cache, start=length)
             cross = _rows("cross", cache.cross_attention_cache)
-            feeds = {**decoder_feeds(tokens, length), **past, **cross}
+            own = decoder_feeds(tokens, length)
+            feeds = {name: np.repeat(array, len(states), axis=0) for name, array in own.items()}
+            feeds |= {**past, **cross}
             if self.task == "vqa":
                 encoder_tokens = cross["cross.0.key"].shape[1]
-                shape = (1, 1, len(tokens), encoder_tokens)
+                shape = (len(states), 1, len(tokens), encoder_tokens)
                 feeds["cross_attention_mask"] = np.zeros(shape, dtype=np.float32)
             name = ("first pass", "step 1", "long pass")[number]
             yield Traced(f"scene {scene} {name}", feeds, seen, rows)
@@ -261,7 +268,7 @@ class Checkpoint:
 
     def _decode(self, tokens: Sequence[int], states: Any, cache: Any) -> tuple[Any, Any]:
         result = self.model.text_decoder(
-            input_ids=self._torch.tensor([list(tokens)]),
+            input_ids=self._torch.tensor([list(tokens)] * len(states)),
             encoder_hidden_states=states,
             encoder_attention_mask=self._torch.ones(states.shape[:2]).long(),
             past_key_values=cache,
@@ -269,10 +276,10 @@ class Checkpoint:
         )
         return result.logits, result.past_key_values
 
-    def _empty(self) -> dict[str, Array]:
+    def _empty(self, rows: int) -> dict[str, Array]:
         text = self.text_config
         heads = text.num_attention_heads
-        shape = (1, 0, heads, text.hidden_size // heads)
+        shape = (rows, 0, heads, text.hidden_size // heads)
         return {
             f"past.{layer}.{part}": np.zeros(shape, dtype=np.float32)
             for layer in range(text.num_hidden_layers)
@@ -303,6 +310,13 @@ class Checkpoint:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _and_another(states: Any) -> Any:
+    """States ``[1, tokens, hidden]`` and a second, different row."""
+    import torch
+
+    return torch.cat([states, states.roll(1, dims=1)])
 
 
 def _many_tokens(first: int, count: int, vocabulary: int) -> list[int]:
