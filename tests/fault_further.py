@@ -10,26 +10,12 @@ from unittest.mock import patch
 import numpy as np
 from onnx import numpy_helper
 
-from tests import fault_graphs
 from tests import fault_irs as irs
 from tests import graph_changes as graphs
+from tests.fault_entries import graph_fault, ir_fault, other_fault
 from tests.fault_settings import manifest, processor
 
 _VISION, _DECODER, _TEXT = "vision_encoder", "text_decoder", "text_encoder"
-
-
-def _graph(name: str, task: str, component: str, change: Any, named: str) -> dict[str, Any]:
-    entry = fault_graphs._fault(name, task, component, change, named)
-    return {**entry, "target": "onnx"}
-
-
-def _ir(name: str, task: str, component: str, change: Any, named: str) -> dict[str, Any]:
-    entry = irs._fault(name, task, component, change, named)
-    return {**entry, "target": "openvino"}
-
-
-def _other(name: str, task: str, named: str, **how: Any) -> dict[str, Any]:
-    return {"name": name, "task": task, "named": named, "target": "onnx", **how}
 
 
 def copied(first: str, second: str) -> graphs.Change:
@@ -180,147 +166,151 @@ def _processor(file: str, change: Any) -> dict[str, Any]:
 _PIXELS, _WORDS = "preprocessor_config.json", "tokenizer.json"
 
 FURTHER_FAULTS: list[dict[str, Any]] = [
-    _graph(
+    graph_fault(
         "last layer dropped",
         "caption",
         _VISION,
         graphs.reads("/norm/LayerNormalization", 0, "/layers.2/Add_1_output_0"),
         r"(norm|layers\.3)",
     ),
-    _graph(
+    graph_fault(
         "weights of another layer",
         "vqa",
         _VISION,
         copied("layers.1", "layers.2"),
         r"layers\.1",
     ),
-    _graph(
+    graph_fault(
         "last norm missing",
         "itm",
         _VISION,
         graphs.bypass("/norm/LayerNormalization", 0),
         r"norm",
     ),
-    _graph(
+    graph_fault(
         "no scale in one layer",
         "vqa",
         _VISION,
         graphs.constant("/layers.2/attention/Mul", lambda a: a * 0 + 1),
         r"layers\.2\.attention",
     ),
-    _graph(
+    graph_fault(
         "cross-attention reads its own keys",
         "caption",
         _DECODER,
         graphs.reads("/layers.1/cross_attention/Transpose_2", 0, "cross.0.key"),
         r"layers\.1\.cross_attention",
     ),
-    _graph(
+    graph_fault(
         "one layer rounded to bf16",
         "itm",
         _TEXT,
         graphs.weight("layers.0.attention.key.weight", bfloat16),
         r"layers\.0\.attention\.key",
     ),
-    _graph(
+    graph_fault(
         "key bias zeroed",
         "caption",
         _VISION,
         graphs.weight("layers.0.attention.key.bias", lambda a: a * 0),
         r"layers\.0\.attention\.key",
     ),
-    _graph(
+    graph_fault(
         "one logit's bias off",
         "caption",
         _DECODER,
         graphs.weight("head.bias", lambda a: a + 0.5 * (np.arange(a.size) == 90)),
         r"head",
     ),
-    _graph(
+    graph_fault(
         "matching bias flipped",
         "itm",
         _TEXT,
         graphs.weight("head.bias", lambda a: a[::-1]),
         r"head",
     ),
-    _ir(
+    ir_fault(
         "last norm's weights off",
         "vqa",
         _VISION,
         irs.weight("norm.weight", lambda a: a * 1.002),
         r"norm",
     ),
-    _ir(
+    ir_fault(
         "query bias zeroed",
         "caption",
         _DECODER,
         irs.weight("layers.1.attention.query.bias", lambda a: a * 0),
         r"layers\.1\.attention\.query",
     ),
-    _ir(
+    ir_fault(
         "no scale in one layer",
         "itm",
         _TEXT,
         irs.scalar("/layers.1/attention/Mul", lambda _: 1.0),
         r"layers\.1\.attention",
     ),
-    _ir(
+    ir_fault(
         "text positions off by one",
         "vqa",
         _TEXT,
         irs.weight("embeddings.positions", graphs.row_off),
         r"embeddings",
     ),
-    _ir(
+    ir_fault(
         "two rows of the vocabulary swapped",
         "caption",
         _DECODER,
         irs.weight("embeddings.tokens", lambda a: a[[*range(150), 151, 150, *range(152, len(a))]]),
         r"(embeddings\.tokens|embeddings|head)",
     ),
-    _ir(
+    ir_fault(
         "patch weights expect BGR",
         "itm",
         _VISION,
         irs.weight("patches.weight", lambda a: a[:, ::-1]),
         r"patches",
     ),
-    _ir(
+    ir_fault(
         "cross-attention skipped",
         "caption",
         _DECODER,
         irs.dropped("/layers.0/cross_attention/Add", 1),
         r"layers\.0\.cross_attention",
     ),
-    _other("image height off", "vqa", r"preprocessing: ", **_settings("image", "height", 80)),
-    _other(
+    other_fault("image height off", "vqa", r"preprocessing: ", **_settings("image", "height", 80)),
+    other_fault(
         "wrong [ENC]", "itm", r"tokenization: .*enc_token", **_settings("text", "enc_token_id", 197)
     ),
-    _other(
+    other_fault(
         "text is lower case: no",
         "caption",
         r"tokenization: ",
         **_settings("text", "lower_case", False),
     ),
-    _other(
+    other_fault(
         "processor rescales by 1/127.5",
         "caption",
         r"preprocessing: .*rescale",
         **_processor(_PIXELS, _flags(rescale_factor=1 / 127.5)),
     ),
-    _other(
+    other_fault(
         "processor does not normalise",
         "vqa",
         r"preprocessing: .*normalize",
         **_processor(_PIXELS, _flags(do_normalize=False)),
     ),
-    _other("tokenizer keeps accents", "vqa", r"tokenization: ", **_processor(_WORDS, _accents)),
-    _other("rescaled twice", "caption", r"preprocessing: ", active=_rescaled_twice),
-    _other("image padded, not stretched", "vqa", r"preprocessing: ", active=_thumbnail),
-    _other("question cut after five tokens", "vqa", r"tokenization: ", active=_question_cut),
-    _other("beams do not move their rows", "caption", r"generation: beam", active=_beams_not_moved),
-    _other("repetition penalty ignored", "vqa", r"generation: scores", active=_penalty_lost),
-    _other("answers as long as allowed", "caption", r"generation: ", active=_long_answers),
-    _other("contrastive cosine scaled", "itm", r"generation: .*cosine", active=_cosine_scaled),
-    _other("decoded text keeps its marks", "caption", r"tokenization: ", active=_raw_words),
+    other_fault(
+        "tokenizer keeps accents", "vqa", r"tokenization: ", **_processor(_WORDS, _accents)
+    ),
+    other_fault("rescaled twice", "caption", r"preprocessing: ", active=_rescaled_twice),
+    other_fault("image padded, not stretched", "vqa", r"preprocessing: ", active=_thumbnail),
+    other_fault("question cut after five tokens", "vqa", r"tokenization: ", active=_question_cut),
+    other_fault(
+        "beams do not move their rows", "caption", r"generation: beam", active=_beams_not_moved
+    ),
+    other_fault("repetition penalty ignored", "vqa", r"generation: scores", active=_penalty_lost),
+    other_fault("answers as long as allowed", "caption", r"generation: ", active=_long_answers),
+    other_fault("contrastive cosine scaled", "itm", r"generation: .*cosine", active=_cosine_scaled),
+    other_fault("decoded text keeps its marks", "caption", r"tokenization: ", active=_raw_words),
 ]

@@ -13,7 +13,7 @@ from configs.command import select
 from tests.planted_faults import Fault, private_copy
 from verify.artifacts import find_artifacts
 from verify.tracing.checks import exported_graph
-from verify.tracing.integer_ir import MOST_STEPS, folded, read_integer_ir
+from verify.tracing.integer_ir import MOST_STEPS, coarseness, folded, read_integer_ir
 
 
 def test_integers_fold_to_their_values_and_steps() -> None:
@@ -69,3 +69,17 @@ def test_clean_weights_lie_within_half_a_step(openvino_artifacts: Path, tmp_path
         )
         > 20
     )
+
+
+def test_a_step_is_measured_against_the_largest_weight_of_its_own_channel() -> None:
+    weights = np.array([[1.27, -0.5], [0.0127, 0.01]])
+    per_channel = np.array([[0.01], [0.0001]])
+    per_tensor = np.array([[0.01], [0.01]])
+    assert coarseness(weights, per_channel, 255, 0) == pytest.approx(1.0)
+    assert coarseness(weights, per_tensor, 255, 0) == pytest.approx(100.0)
+
+
+def test_neighbours_that_share_a_step_are_a_group() -> None:
+    weights = np.array([[0.7, 0.1, 0.07, 0.01]])
+    steps = np.array([[0.1, 0.1, 0.01, 0.01]])
+    assert coarseness(weights, steps, 15, 0) == pytest.approx(1.0)
