@@ -304,7 +304,7 @@ THIRD_FAULTS: list[dict[str, Any]] = [
         "vqa",
         _DECODER,
         graphs.swap_outputs("new.1.key", "new.1.value"),
-        r"layers\.1\.attention",
+        r"layers\.1\b",
     ),
     ir_fault(
         "rows of a batch share the first one's mask",
@@ -318,7 +318,7 @@ THIRD_FAULTS: list[dict[str, Any]] = [
         "itm",
         _TEXT,
         _first_row("image_embeds"),
-        r"layers\.0\.cross",
+        r"layers\.\d\.cross",
     ),
     ir_fault(
         "tanh GELU in a text encoder",
