@@ -131,6 +131,26 @@ def test_vqa_questions_about_one_image_follow_each_other(tmp_path: Path) -> None
     items[2].picture.load()
 
 
+def test_files_with_a_byte_order_mark_and_answers_that_say_nothing(tmp_path: Path) -> None:
+    said = ["two"] * 9 + [" "]
+    answers = [
+        {"question_id": number, "answers": [{"answer": one} for one in said]}
+        for number in (20, 10, 21)
+    ]
+    questions, annotations = vqa(tmp_path, annotations=answers)
+    for path in (questions, annotations):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    config = DataSetConfig(
+        kind="vqa_v2",
+        path=str(annotations),
+        questions=str(questions),
+        images=str(tmp_path / "images"),
+    )
+    items = every_item(opened(tmp_path, config, "vqa"))
+    assert [item.name for item in items] == ["20", "21", "10"]
+    assert all(isinstance(i, QuestionItem) and i.answers == (*["two"] * 9, "") for i in items)
+
+
 @pytest.mark.parametrize(("split", "names"), [("test", ["0", "2"]), ("train", ["1"])])
 def test_karpathy_splits(tmp_path: Path, split: str, names: list[str]) -> None:
     config = DataSetConfig(kind="karpathy", path=str(karpathy(tmp_path)), split=split)
@@ -252,6 +272,11 @@ def test_bad_vqa_files(tmp_path: Path) -> None:
     assert "questions[1]: question 1 is there twice" in fails(questions=asked * 2)
     assert "no image of it in" in fails(questions=[{**asked[0], "image_id": 99}])
     assert "annotations[0].answers" in fails(annotations=[{"question_id": 10, "answers": []}])
+    silent = [{"question_id": 10, "answers": [{"answer": ""}] * 10}]
+    assert "annotations[0].answers: all are empty" in fails(annotations=silent)
+    assert "annotations[0].answers[0].answer: must be a text" in fails(
+        annotations=[{"question_id": 10, "answers": [{"answer": 2}]}]
+    )
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 
@@ -14,6 +15,18 @@ from configs.load import shown
 Record = dict[str, Any]
 
 
+def open_json(path: Path) -> BinaryIO:
+    """A file's bytes behind the byte order mark that some editors write.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    stream = path.open("rb")
+    if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        stream.seek(0)
+    return stream
+
+
 def first_byte(path: Path) -> str:
     """The first character that is not white space: what kind of JSON value the file holds.
 
@@ -21,7 +34,7 @@ def first_byte(path: Path) -> str:
         InputError: the file is missing, unreadable or empty.
     """
     try:
-        with path.open("rb") as stream:
+        with open_json(path) as stream:
             while block := stream.read(4096):
                 text = block.lstrip()
                 if text:
@@ -45,7 +58,7 @@ def records(path: Path, key: str) -> Iterator[tuple[str, Record]]:
     prefix = f"{key}.item" if key else "item"
     number = -1
     try:
-        with path.open("rb") as stream:
+        with open_json(path) as stream:
             for number, value in enumerate(ijson.items(stream, prefix, use_float=True)):
                 place = f"{shown(path)}: {key}[{number}]"
                 if not isinstance(value, dict):

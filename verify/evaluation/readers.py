@@ -10,7 +10,15 @@ from configs.errors import InputError
 from configs.load import shown
 from configs.schema import Task
 from verify.evaluation.index import Builder
-from verify.evaluation.json_records import first_byte, id_of, list_of, records, text_of
+from verify.evaluation.json_records import (
+    Record,
+    first_byte,
+    id_of,
+    list_of,
+    open_json,
+    records,
+    text_of,
+)
 
 #: How COCO names the image of a number, by year; {subset} is VQAv2's ``data_subtype``.
 _COCO_NAMES = ("COCO_{subset}_{number:012d}.jpg", "{number:012d}.jpg", "{number}.jpg")
@@ -97,7 +105,9 @@ def read_vqa(path: Path, questions: Path, images: Path) -> Callable[[Builder], N
                 where = f"{place}.answers[{number}]"
                 if not isinstance(answer, dict):
                     raise InputError(f"{where}: must be an object; correct or remove it")
-                given.append(text_of(answer, "answer", where))
+                given.append(_answer(answer, where))
+            if not any(given):
+                raise InputError(f"{place}.answers: all are empty; correct or remove the question")
             key = id_of(record, "question_id", place)
             builder.answers(key, given, f"{place}.question_id", questions)
 
@@ -211,6 +221,14 @@ def _field(row: dict[str, str], name: str, place: str) -> str:
     return value
 
 
+def _answer(record: Record, place: str) -> str:
+    """An annotator may have had nothing to say; that answer fits no other."""
+    value = record.get("answer")
+    if not isinstance(value, str):
+        raise InputError(f"{place}.answer: must be a text; correct the file")
+    return value.strip()
+
+
 def _text(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{place}: must be a text that is not empty; correct the file")
@@ -220,7 +238,7 @@ def _text(value: object, place: str) -> str:
 def _subset(questions: Path) -> str:
     import ijson
 
-    with questions.open("rb") as stream:
+    with open_json(questions) as stream:
         try:
             return str(next(iter(ijson.items(stream, "data_subtype")), "val2014"))
         except ijson.JSONError:
