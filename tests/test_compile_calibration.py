@@ -208,7 +208,7 @@ def test_a_components_inputs_do_not_depend_on_what_lies_behind_it(task: Task) ->
 
 
 @pytest.mark.parametrize(("rows", "warned"), [(65, False), (128, False), (577, True)])
-def test_products_larger_than_the_chip_gets_right_are_announced(
+def test_products_larger_than_the_chip_gets_right_stay_in_float(
     rows: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape = f"tensor<{rows}x768xf32>"
@@ -221,7 +221,8 @@ def test_products_larger_than_the_chip_gets_right_are_announced(
     operations = parse_operations(text.replace("SHAPE", shape).splitlines())
     chip = load_target("bm1684")
     one = SimpleNamespace(job=SimpleNamespace(target=chip, name="itm vision"), net="main")
-    quantizer._warn_of_large_products(one, operations)  # type: ignore[arg-type]
+    large = quantizer._too_large(one, operations, keep=True)  # type: ignore[arg-type]
+    assert large == (frozenset({"query_MatMul"}) if warned else frozenset())
     assert ("577 rows of 768" in " ".join(capsys.readouterr().err.split())) == warned
 
 

@@ -131,10 +131,10 @@ def calibrate(one: NetToQuantize) -> Calibrated:
         ConfigError: a given table does not fit the net.
     """
     operations = read_operations(one.mlir)
-    _warn_of_large_products(one, operations)
     ranges = _ranges(one)
     thresholds, _ = table(operations, ranges, METHOD)
     given = given_table(one.job, one.artifact_net)
+    too_large = _too_large(one, operations, keep=given is None)
     if given is not None:
         text = expanded(given, operations)
         return Calibrated(thresholds, text, text, shown(given), None)
@@ -142,7 +142,8 @@ def calibrate(one: NetToQuantize) -> Calibrated:
     bound = one.job.layout.pipeline.calibration.maximum_error
     with steps(f"quantize {one.job.name} {one.net}", 0, remaining=True) as progress:
         measure = _Search(one, operations, ranges, progress)
-        plan: Plan = search(operations, measure, bound)
+        candidates = [o for o in operations if o.name not in too_large]
+        plan: Plan = search(candidates, measure, bound)
     return Calibrated(
         thresholds,
         table_text(operations, plan.integers, islands),
@@ -152,19 +153,33 @@ def calibrate(one: NetToQuantize) -> Calibrated:
     )
 
 
-def _warn_of_large_products(one: NetToQuantize, operations: Sequence[Operation]) -> None:
-    """Says so where linear layers are larger than what the chip's compiler gets right."""
+def _too_large(
+    one: NetToQuantize, operations: Sequence[Operation], *, keep: bool
+) -> frozenset[str]:
+    """Linear layers larger than what the chip's compiler gets right, announced.
+
+    Args:
+        one: the net.
+        operations: of the net.
+        keep: whether they are about to be kept in float; a user's own table is the user's choice.
+    """
     limit = one.job.target.largest_integer_input
     linear = (o for o in operations if o.kind == "MatMul" and any(o.constant))
-    shapes = [o.input_shapes[0] for o in linear if limit and math.prod(o.input_shapes[0]) > limit]
-    if shapes:
-        rows, width = math.prod(shapes[0][:-1]), shapes[0][-1]
-        messages.print(
-            f"warning: {one.job.name} {one.net}: {len(shapes)} linear layers are too large, e.g. "
-            f"{rows} rows of {width}. Beyond {limit} values INT8 products came out wrong on the "
-            f"simulator of {one.job.target.name} (docs/quantization.md): use f32, or check with "
-            "make verify VERIFY=full"
+    large = [o for o in linear if limit and math.prod(o.input_shapes[0]) > limit]
+    if large:
+        shape = large[0].input_shapes[0]
+        advice = (
+            "they stay in float"
+            if keep
+            else "use f32, keep them in float in the table, or check with make verify VERIFY=full"
         )
+        messages.print(
+            f"warning: {one.job.name} {one.net}: {len(large)} linear layers are too large, e.g. "
+            f"{math.prod(shape[:-1])} rows of {shape[-1]}. Beyond {limit} values INT8 products "
+            f"came out wrong on the simulator of {one.job.target.name} (docs/quantization.md): "
+            f"{advice}"
+        )
+    return frozenset(o.name for o in large)
 
 
 def _ranges(one: NetToQuantize) -> dict[str, Range]:
