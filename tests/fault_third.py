@@ -354,12 +354,8 @@ THIRD_FAULTS: list[dict[str, Any]] = [
         r"generation: length penalty",
         active=_in(*_BEAMS, _without(length_penalty=1.0)),
     ),
-    other_fault(
-        "early stopping ignored",
-        "caption",
-        r"generation: early stopping",
-        active=_in(*_BEAMS, _without(early_stopping=False)),
-    ),
+    # Early stopping is not among them: on checkpoints as sure as these it changes no answer,
+    # whatever the penalties. tests/test_runtime_generation.py has it, on random weights.
     other_fault(
         "repeated n-grams allowed",
         "vqa",

@@ -48,8 +48,15 @@ SEARCHES = (
     SearchCase("repeated n-grams", {"no_repeat_ngram_size": 2}, 1),
     SearchCase("minimum length", {}, 3),
     SearchCase("length penalty", {"num_beams": 4, "num_return_sequences": 4, "length_penalty": -4}),
+    # Where longer answers are worth more, a search that does not stop early goes on to find some.
     SearchCase(
-        "early stopping", {"num_beams": 4, "num_return_sequences": 4, "early_stopping": True}
+        "early stopping",
+        {
+            "num_beams": 4,
+            "num_return_sequences": 4,
+            "early_stopping": True,
+            "length_penalty": 4.0,
+        },
     ),
     SearchCase("default length", {"min_length": 10_000}, own_length=True),
 )
