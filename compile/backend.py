@@ -102,6 +102,15 @@ class Backend(Protocol):
     def holder(self, task: Task, component: Component) -> Component:
         """The component whose artifact computes ``component``: itself, or one it is merged into."""
 
+    def check(self, job: Job, source: Source | None, *, keep: bool) -> None:
+        """Looks at the files that a user gives for an artifact, before any work.
+
+        ``keep`` is False in a dry run: nothing is written then.
+
+        Raises:
+            ConfigError, InputError: one cannot be used.
+        """
+
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Everything that decides the artifact's content. Imports nothing heavy.
 

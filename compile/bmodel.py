@@ -25,6 +25,7 @@ from compile.bmodel_steps import (
     is_combined,
     rewrites_of,
 )
+from compile.calibration.given import GivenFiles
 from compile.rewrites import check_names
 from compile.shapes import net_names
 from compile.vendor_process import MemoryBudget, VendorTools, shell_line
@@ -68,10 +69,23 @@ class SophonBackend:
 
     def __init__(self, budget: MemoryBudget, tools: VendorTools) -> None:
         self._steps = Steps(budget, tools)
+        self._given = GivenFiles()
 
     def holder(self, task: Task, component: Component) -> Component:  # noqa: ARG002 - interface
         """See ``Backend``; every component is a net of its own."""
         return component
+
+    def check(self, job: Job, source: Source | None, *, keep: bool) -> None:
+        """Quantize tables of a user's own, against nets that were made before; calibration data."""
+        self._given.check_tables(job, INTEGER)
+        if job.built_as != INTEGER:
+            return
+        from compile.calibration.quantizer import check_table
+
+        graph = _needed(Graph(job, source, rewrites_of(job)))
+        for net in net_names(job.task, job.component):
+            check_table(job, artifact_net(job, net), graph.top(net))
+        self._given.check_data(job, job.task, keep=keep)
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
@@ -182,13 +196,13 @@ class SophonBackend:
         return quantized_net(deploy_folder(job) / net, name, calibrated, table, thresholds)
 
     def _quantization(self, job: Job, nets: dict[str, QuantizedNet]) -> Quantization:
-        from compile.calibration.examples import examples_digest
+        from compile.calibration.examples import example_count, examples_digest
         from compile.calibration.quantizer import METHOD
 
         calibration = job.layout.pipeline.calibration
         return Quantization(
             source=calibration.source,
-            samples=calibration.samples,
+            samples=example_count(calibration, job.task),
             seed=calibration.seed,
             digest=examples_digest(calibration, job.task),
             method=METHOD,

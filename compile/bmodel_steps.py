@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compile import tpu_mlir
 from compile.backend import Job, Source
 from compile.bmodel_info import BModelInfo, fusions, latency_estimate_ms, parse_info
-from compile.shapes import NetShape, largest_first, net_of, net_shapes
+from compile.shapes import NetShape, largest_first, net_in_file, net_of, net_shapes
 from compile.vendor_process import MemoryBudget, VendorTools
 from compile.work_cache import cached, cached_path
 from compile.work_counts import read_operators, read_profiles
@@ -117,8 +117,7 @@ def rewrites_of(job: Job) -> tuple[str, ...]:
 
 def artifact_net(job: Job, net: str) -> str:
     """What a net is called inside the BModel; its variants are stages of that net."""
-    name = net_of(job.task, job.component, net)
-    return job.component if name == "main" else f"{job.component}_{name}"
+    return net_in_file(job.component, net_of(job.task, job.component, net))
 
 
 def bmodel_file(job: Job, net: str | None = None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compile.backend import Job, Source, manifest_fields, read_source
 from compile.calibration.examples import examples_digest
+from compile.calibration.given import GivenFiles
 from compile.ir_plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
 from configs.build import source_digest, tool_versions
 from configs.errors import ToolError
@@ -42,9 +43,17 @@ _one_at_a_time = threading.Lock()
 class OpenVinoBackend:
     """Builds IR files in this process with OpenVINO's own converter."""
 
+    def __init__(self) -> None:
+        self._given = GivenFiles()
+
     def holder(self, task: Task, component: Component) -> Component:
         """See ``Backend``."""
         return holder(task, component)
+
+    def check(self, job: Job, source: Source | None, *, keep: bool) -> None:  # noqa: ARG002 - interface
+        """Pictures of a user's own that an integer IR is calibrated with."""
+        if needs_calibration(job.built_as):
+            self._given.check_data(job, None, keep=keep)
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, precision, tool and this stage's own source."""

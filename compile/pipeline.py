@@ -59,13 +59,21 @@ def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend]:
 
 
 def show_plan(selected: Iterable[Job]) -> None:
-    """Prints every command of a build on standard output; runs nothing and writes nothing."""
+    """Prints every command of a build on standard output; runs nothing and writes nothing.
+
+    Raises:
+        ConfigError, InputError: a file that the user gives cannot be used.
+    """
     offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
     seen: set[str] = set()
     selected = list(selected)
+    sources: list[Source | None] = []
     for job in selected:
         exported = job.layout.onnx(job.task, job.component).manifest.is_file()
         source = read_source(job.layout, job.task, job.component) if exported else None
+        sources.append(source)
+        offered[job.target.backend].check(job, source, keep=False)
+    for job, source in zip(selected, sources, strict=True):
         output.print(f"# {job.name}", markup=False, soft_wrap=True)
         for line in offered[job.target.backend].plan(job, source):
             # A step shared by several chips runs once.
@@ -103,6 +111,7 @@ def run(selected: list[Job], *, force: bool = False) -> None:
         if pair not in sources:
             sources[pair] = read_source(job.layout, job.task, job.component)
         backend = offered[job.target.backend]
+        backend.check(job, sources[pair], keep=True)
         key_inputs = backend.key_inputs(job, sources[pair])
         prepared.append(_Prepared(job, sources[pair], backend, key_inputs))
     prepared = _longest_first(prepared)

@@ -40,6 +40,11 @@ def net_names(task: Task, component: Component) -> tuple[str, ...]:
     return ("first_pass", "step") if task == "caption" else ("step",)
 
 
+def net_in_file(component: Component, net: str) -> str:
+    """What a net is called inside a BModel."""
+    return component if net == "main" else f"{component}_{net}"
+
+
 def net_of(task: Task, component: Component, name: str) -> str:
     """The net that a shape's name belongs to: ``step`` for ``step_16p``."""
     return next(net for net in net_names(task, component) if f"{name}_".startswith(f"{net}_"))

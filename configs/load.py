@@ -148,11 +148,12 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
             f"targets.{name}.cores: {selection.cores} given, {name} has {target.maximum_cores}; "
             "give at most that many"
         )
-    if selection.decoder_head is not None and target.backend != "sophon":
-        raise ConfigError(
-            f"targets.{name}.decoder_head: {selection.decoder_head} given, but {name} is no SOPHON "
-            "chip: its decoders answer with logits; remove it"
-        )
+    for key in ("decoder_head", "attention_fusion", "quantize_tables"):
+        if getattr(selection, key) is not None and target.backend != "sophon":
+            raise ConfigError(
+                f"targets.{name}.{key}: {getattr(selection, key)} given, but {name} is no SOPHON "
+                "chip; remove it"
+            )
     chosen = {
         "cores": selection.cores,
         "attention_fusion": selection.attention_fusion,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -38,6 +40,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm"),
     *(".webp", ".tif", ".tiff", ".jp2", ".avif", ".ico", ".tga"),
 )
+
+_warnings_lock = threading.Lock()
 
 
 def load_image(source: ImageSource, *, maximum_pixels: int = MAXIMUM_PIXELS) -> Image.Image:
@@ -119,12 +123,16 @@ def _decode(data: bytes, where: str, maximum_pixels: int) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=_COMMON_FORMATS)
-    except UnidentifiedImageError:
-        Image.init()
-        known = [name for name in _OTHER_FORMATS if name in Image.OPEN]
-        return Image.open(io.BytesIO(data), formats=known)
+    # Pillow warns of many pixels, in two lines of its own; ours are counted before any is decoded.
+    # The filters are the process's: of our threads one at a time changes them.
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(io.BytesIO(data), formats=_COMMON_FORMATS)
+        except UnidentifiedImageError:
+            Image.init()
+            known = [name for name in _OTHER_FORMATS if name in Image.OPEN]
+            return Image.open(io.BytesIO(data), formats=known)
 
 
 def _upright_rgb(image: Image.Image, where: str, maximum_pixels: int) -> Image.Image:

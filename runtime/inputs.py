@@ -112,7 +112,7 @@ def _rows(table: Path, folder: Path, column: str) -> Iterator[WorkItem]:
 def _records(table: Path, column: str) -> Iterator[Tuple[int, Dict[str, str]]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, strict=True)
             missing = [n for n in (_IMAGE_COLUMN, column) if n not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(
@@ -120,6 +120,12 @@ def _records(table: Path, column: str) -> Iterator[Tuple[int, Dict[str, str]]]:
                     f"{_IMAGE_COLUMN} and {column}"
                 )
             for row in reader:
+                # Fields that no column takes lie under None.
+                if None in row:
+                    raise InputError(
+                        f"{table}:{reader.line_num}: more fields than the header's "
+                        f"{len(reader.fieldnames or ())}; put quotes around texts with commas"
+                    )
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--csv {table}: cannot be read ({error})") from None

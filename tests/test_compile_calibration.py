@@ -80,7 +80,7 @@ def test_a_users_table_may_have_patterns_and_is_checked_against_the_net(tmp_path
     with pytest.raises(ConfigError, match=r"line 1: /layers\.7/"):
         expanded(path, NET)
     path.write_text("/layers.1/* F17\n")
-    with pytest.raises(ConfigError, match="one of BF16, F16, F32, INT8"):
+    with pytest.raises(ConfigError, match="choose from BF16, F16, F32, INT8"):
         expanded(path, NET)
 
 
@@ -266,3 +266,21 @@ def test_an_int8_bmodel_from_search_to_edited_table(
     assert built.quantization
     assert built.quantization.nets["main"].integer_share == 0.0
     assert built.quantization.nets["main"].source.endswith(".quantize_table")
+    # A user's mistake is found before any work, and what was built stays.
+    before = {path: path.read_bytes() for path in (pipeline.root / "itm" / "BM1684").iterdir()}
+    table = tables / "itm_vision_projection_bm1684.quantize_table"
+    table.write_text("* F32\n/no/such_MatMul F32\n")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"no image")
+    (photos / "questions.csv").write_text("image,question\na.png,a ring\n")
+    for message in ("line 2: /no/such_MatMul: no operation of this net", "not an image in a"):
+        for arguments in (("--dry-run",), ()):
+            result = pipeline.run("--component", "vision_projection", *arguments)
+            assert result.returncode == 2
+            assert message in result.stderr
+            assert len(result.stderr.strip().splitlines()) == 1
+        table.write_text("* f32\r\n")
+        pipeline.data["calibration"] = {"source": str(photos), "samples": 1}
+        pipeline.write()
+    assert before == {path: path.read_bytes() for path in before}

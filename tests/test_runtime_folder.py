@@ -86,6 +86,8 @@ def test_a_table_groups_rows_of_one_image(tmp_path: Path):
         ("image,text\na.png,x\n", ":1: no column 'question'"),
         ("image,question\na.png,x\n,y\n", ":3: column 'image' is empty"),
         ("image,question\na.png\n", ":2: column 'question' is empty"),
+        ("image,question\na.png,x\nb.png,red, or blue?\n", ":3: more fields than the header's 2"),
+        ('image,question\na.png,"x\nb.png,y\n', "cannot be read"),
         ("image,question\n", "no rows"),
         ("", ":1: no column 'image'"),
     ],

@@ -6,13 +6,13 @@ needs the digests alone.
 
 from __future__ import annotations
 
-import csv
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.csv_file import open_csv
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import shown
@@ -52,8 +52,8 @@ def examples(calibration: CalibrationConfig, task: Task) -> Iterator[Example]:
         yield from _scene_examples(calibration, task)
         return
     folder = _folder(calibration)
-    for name, text in _chosen(calibration, folder, task):
-        yield Example(name, _open(folder / name), text)
+    for row in _chosen(calibration, folder, task):
+        yield Example(row.name, _open(folder / row.name), row.text)
 
 
 def images(calibration: CalibrationConfig) -> Iterator[Image]:
@@ -66,7 +66,7 @@ def images(calibration: CalibrationConfig) -> Iterator[Image]:
         yield from (one.image for one in _scene_examples(calibration, "caption"))
         return
     folder = _folder(calibration)
-    for name in dict.fromkeys(name for name, _ in _chosen(calibration, folder, None)):
+    for name in dict.fromkeys(row.name for row in _chosen(calibration, folder, None)):
         yield _open(folder / name)
 
 
@@ -86,10 +86,19 @@ def examples_digest(calibration: CalibrationConfig, task: Task | None) -> str:
     }
     if calibration.source != SCENES:
         folder = _folder(calibration)
-        pairs = _chosen(calibration, folder, task)
-        data["pairs"] = pairs
-        data["files"] = {name: file_sha256(folder / name) for name, _ in pairs}
+        rows = _chosen(calibration, folder, task)
+        data["pairs"] = [(row.name, row.text) for row in rows]
+        data["files"] = {row.name: _digest(folder / row.name) for row in rows}
     return key_of(data)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"{shown(path)}: cannot be read ({error.strerror}); replace or remove it"
+        ) from None
 
 
 def _scene_examples(calibration: CalibrationConfig, task: Task) -> Iterator[Example]:
@@ -108,61 +117,137 @@ def _scene_examples(calibration: CalibrationConfig, task: Task) -> Iterator[Exam
         yield Example(f"train scene {index}", draw(scene), texts[number % len(texts)])
 
 
-def _chosen(
-    calibration: CalibrationConfig, folder: Path, task: Task | None
-) -> list[tuple[str, str]]:
-    """File names with their texts, in an order that the seed decides."""
+def check_examples(
+    calibration: CalibrationConfig, task: Task | None, check: Callable[[Example], None] | None
+) -> None:
+    """Opens every picture of a user's folder, and hands each example to ``check``.
+
+    ``task`` is None for pictures alone. Scenes are right by construction.
+
+    Raises:
+        InputError: a picture cannot be read, or what ``check`` raises, with the table's line.
+    """
+    if calibration.source == SCENES:
+        return
+    folder = _folder(calibration)
+    opened: dict[str, Image] = {}
+    for row in _chosen(calibration, folder, task):
+        if row.name not in opened:
+            # Only whether it can be read matters, and not all pictures fit into memory.
+            opened[row.name] = _open(folder / row.name).resize((1, 1))
+        if check is not None:
+            try:
+                check(Example(row.name, opened[row.name], row.text))
+            except InputError as error:
+                raise InputError(f"{row.place}: {error}") from None
+
+
+def example_count(calibration: CalibrationConfig, task: Task | None) -> int:
+    """How many examples there really are: ``calibration.samples``, or all of a smaller folder.
+
+    Raises:
+        InputError: as :func:`examples`.
+    """
+    if calibration.source == SCENES:
+        return calibration.samples
+    return len(_chosen(calibration, _folder(calibration), task))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One picture of a user's folder, its text, and where that stands."""
+
+    name: str
+    text: str
+    place: str
+
+
+def _chosen(calibration: CalibrationConfig, folder: Path, task: Task | None) -> list[_Row]:
+    """Pictures with their texts, in an order that the seed decides."""
     found = _images(folder)
     if not found:
-        raise InputError(f"{shown(folder)}: calibration.source: no images; put some there")
+        suffixes = ", ".join(sorted(_SUFFIXES))
+        raise InputError(
+            f"{shown(folder)}: calibration.source: no images; put some there ({suffixes})"
+        )
     table = folder / QUESTIONS_FILE
-    if table.is_file():
-        pairs = _table(table, needs_texts=task in ("vqa", "itm"))
+    if table.exists():
+        rows = _table(table, needs_texts=task in ("vqa", "itm"))
     elif task in ("caption", None):
-        pairs = [(path.name, "") for path in found]
+        rows = [_Row(path.name, "", shown(path)) for path in found]
     else:
         raise InputError(
             f"{shown(table)}: missing; task {task} needs texts to calibrate with: "
             f"columns {','.join(_COLUMNS)}"
         )
-    return random.Random(calibration.seed).sample(pairs, min(calibration.samples, len(pairs)))
+    return random.Random(calibration.seed).sample(rows, min(calibration.samples, len(rows)))
 
 
 def _folder(calibration: CalibrationConfig) -> Path:
     path = Path(calibration.source).expanduser()
     folder = path if path.is_absolute() else REPOSITORY_ROOT / path
     if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
         raise InputError(
-            f"calibration.source: {calibration.source}: no such folder; "
+            f"calibration.source: {calibration.source}: {what}; "
             f"name a folder of images, or {SCENES}"
         )
     return folder
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    return sorted(
+        path
+        for path in folder.iterdir()
+        # Hidden files with an image's suffix are other programs' notes, not images.
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
 
 
-def _table(path: Path, *, needs_texts: bool) -> list[tuple[str, str]]:
+def _table(path: Path, *, needs_texts: bool) -> list[_Row]:
+    needed = ",".join(_COLUMNS)
+    file = open_csv(path, needed)
+    if not set(_COLUMNS) <= set(file.columns):
+        raise InputError(
+            f"{shown(path)}: line 1: columns {','.join(file.columns)}; "
+            f"the first line must name {needed}"
+        )
+    rows: dict[tuple[str, str], _Row] = {}
+    for line, fields in file.rows():
+        place = f"{shown(path)}: line {line}"
+        name, text = (fields[column] for column in _COLUMNS)
+        _check_name(path.parent, name, place)
+        if needs_texts and not text:
+            raise InputError(f"{place}: no question; write one, or remove the line")
+        if (name, text) in rows:
+            first = rows[name, text].place.rpartition(": ")[2]
+            raise InputError(f"{place}: the same as {first}; remove one of them")
+        rows[name, text] = _Row(name, text, place)
+    return list(rows.values())
+
+
+def _check_name(folder: Path, name: str, place: str) -> None:
+    """Whether a table's image is a file right beside the table.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not name:
+        raise InputError(f"{place}: no image; write its file name, or remove the line")
+    if Path(name).name != name or "\\" in name:
+        raise InputError(
+            f"{place}: image {name!r} is a path; put the image into this folder, "
+            "and write its file name alone"
+        )
     try:
-        # Spreadsheets put a byte order mark in front.
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({error}); save it as UTF-8") from None
-    pairs = []
-    for number, row in enumerate(rows, start=2):
-        name, text = (row.get(column) for column in _COLUMNS)
-        if not name or text is None:
-            raise InputError(f"{shown(path)}: line {number}: needs columns {','.join(_COLUMNS)}")
-        if Path(name).name != name or not (path.parent / name).is_file():
-            raise InputError(f"{shown(path)}: line {number}: no image {name!r} in this folder")
-        if needs_texts and not text.strip():
-            raise InputError(f"{shown(path)}: line {number}: no question; write one, or remove it")
-        pairs.append((name, text))
-    if not pairs:
-        raise InputError(f"{shown(path)}: no rows; give at least one image and question")
-    return pairs
+        found = (folder / name).is_file()
+    except OSError:
+        # Longer than a file name can be: a quote that was closed lines later.
+        found = False
+    if not found:
+        raise InputError(
+            f"{place}: no image {name[:80]!r} in this folder; correct it, or remove the line"
+        )
 
 
 def _open(path: Path) -> Image:
@@ -173,4 +258,6 @@ def _open(path: Path) -> Image:
         return load_image(path)
     except BlipEdgeError as error:
         # The runtime's errors are not the pipeline's; the text is the same.
-        raise InputError(f"calibration.source: not a readable image: {error}") from None
+        raise InputError(
+            f"calibration.source: not a readable image, replace or remove it: {error}"
+        ) from None

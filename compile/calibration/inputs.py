@@ -103,6 +103,8 @@ def net_inputs(
                 if made.component not in wanted:
                     break
                 yield made
+        except InputError as error:
+            raise InputError(f"calibration: {example.name}: {error}") from None
         except BlipEdgeError as error:
             # The runtime's errors are not the pipeline's; the text is the same.
             kind = InputError if error.exit_code == InputError.exit_code else ToolError
@@ -130,7 +132,7 @@ def _vqa(
     embeds: Array,
     generator: np.random.Generator,
 ) -> Iterator[NetInput]:
-    text = _padded(graphs, shapes, example, graphs.tokenizer.question(example.text))
+    text = padded(graphs, shapes, graphs.tokenizer.question(example.text))
     feeds = {**text, "image_embeds": embeds}
     yield NetInput("text_encoder", "main", feeds)
     states = graphs.run("text_encoder", feeds)["last_hidden_state"]
@@ -147,10 +149,10 @@ def _itm(
     embeds: Array,
     generator: np.random.Generator,  # noqa: ARG001 - one signature for all tasks
 ) -> Iterator[NetInput]:
-    text = _padded(graphs, shapes, example, graphs.tokenizer.question(example.text))
+    text = padded(graphs, shapes, graphs.tokenizer.question(example.text))
     yield NetInput("text_encoder", "main", {**text, "image_embeds": embeds})
     # Contrastive features start with [CLS], whatever the matching head starts with.
-    bare = _padded(graphs, shapes, example, graphs.tokenizer.encode(example.text))
+    bare = padded(graphs, shapes, graphs.tokenizer.encode(example.text))
     yield NetInput("text_encoder_unimodal", "main", bare)
     yield NetInput("vision_projection", "main", {"image_embeds": embeds})
 
@@ -203,11 +205,16 @@ def _decode(
         yield NetInput("text_decoder", "step", steps[index])
 
 
-def _padded(graphs: TaskGraphs, shapes: StaticShapes, example: Example, ids: list[int]) -> Arrays:
+def padded(graphs: TaskGraphs, shapes: StaticShapes, ids: list[int]) -> Arrays:
+    """Ids and mask ``[1, text_tokens]`` int64 of a question or text.
+
+    Raises:
+        InputError: it is longer.
+    """
     length = shapes.text_tokens
     if len(ids) > length:
         raise InputError(
-            f"calibration: {example.name}: text of {len(ids)} tokens, but "
+            f"text of {len(ids)} tokens, but "
             f"tasks.{graphs.task}.shapes.text_tokens is {length}; shorten it or raise that"
         )
     input_ids = np.full((1, length), graphs.manifest.text.pad_token_id, dtype=np.int64)

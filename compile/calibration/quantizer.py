@@ -19,15 +19,16 @@ from compile.calibration.fake_quantization import FakeQuantized
 from compile.calibration.inputs import Arrays, net_inputs
 from compile.calibration.mlir import Operation, read_operations
 from compile.calibration.search import Plan, search, table_text
-from compile.calibration.tables import expanded, table_file, written
+from compile.calibration.table_folder import given_table
+from compile.calibration.tables import expanded, modes_of, written
 from compile.calibration.thresholds import Range, collect, read_ranges, table, write_ranges
 from compile.graph import Array
 from compile.static_graph import session
 from compile.work_cache import cached
 from configs.build import source_digest
 from configs.console import Steps, messages, steps
-from configs.errors import ConfigError, InputError, ToolError
-from configs.layout import REPOSITORY_ROOT, Layout
+from configs.errors import InputError, ToolError
+from configs.layout import Layout
 from configs.load import shown
 from configs.manifest import QuantizedNet, file_sha256, key_of
 from configs.schema import TASK_COMPONENTS
@@ -77,23 +78,16 @@ class Calibrated:
     measured_error: float | None
 
 
-def given_table(job: Job, artifact_net: str) -> Path | None:
-    """The quantize table that the pipeline file names for a net, or None.
+def check_table(job: Job, artifact_net: str, top: Path) -> None:
+    """Compares a given table with its net, where the net was transformed before.
 
     Raises:
-        ConfigError: the named folder does not exist.
+        ConfigError: it does not fit.
     """
-    selection = job.layout.pipeline.targets.get(job.target.name)
-    if selection is None or selection.quantize_tables is None:
-        return None
-    folder = REPOSITORY_ROOT / selection.quantize_tables
-    if not folder.is_dir():
-        raise ConfigError(
-            f"targets.{job.target.name}.quantize_tables: {selection.quantize_tables}: no such "
-            "folder; name one with quantize tables, or remove the line to search for them"
-        )
-    path = folder / table_file(job.task, artifact_net, job.target.name)
-    return path if path.is_file() else None
+    given = given_table(job, artifact_net)
+    mlir = top / f"{artifact_net}.mlir"
+    if given is not None and mlir.is_file():
+        expanded(given, read_operations(mlir), modes_of(job.target))
 
 
 def calibration_key(job: Job, artifact_nets: Sequence[str]) -> dict[str, Any]:
@@ -131,12 +125,13 @@ def calibrate(one: NetToQuantize) -> Calibrated:
         ConfigError: a given table does not fit the net.
     """
     operations = read_operations(one.mlir)
+    given = given_table(one.job, one.artifact_net)
+    # A table that does not fit is found before calibrating for it.
+    text = expanded(given, operations, modes_of(one.job.target)) if given else ""
     ranges = _ranges(one)
     thresholds, _ = table(operations, ranges, METHOD)
-    given = given_table(one.job, one.artifact_net)
     too_large = _too_large(one, operations, keep=given is None)
     if given is not None:
-        text = expanded(given, operations)
         return Calibrated(thresholds, text, text, shown(given), None)
     islands = one.job.target.integer_islands.upper()
     bound = one.job.layout.pipeline.calibration.maximum_error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from configs.csv_file import CsvFile, open_csv
 from configs.errors import InputError
 from configs.load import shown
 from configs.schema import Task
@@ -29,6 +29,7 @@ CSV_COLUMNS: dict[Task, tuple[tuple[str, ...], ...]] = {
     "vqa": (("question", "answer"),),
     "itm": (("text", "match"), ("caption",)),
 }
+_NEEDED = "image once, and caption, or question and answer, or text and match"
 #: Separates several annotators' answers in one CSV field.
 ANSWER_SEPARATOR = "|"
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
@@ -120,8 +121,7 @@ def csv_tasks(path: Path) -> tuple[Task, ...]:
     Raises:
         InputError: not a CSV file, or without the columns of any task.
     """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        columns = _header(csv.reader(stream), path)
+    columns = _opened(path).columns
     return tuple(
         task
         for task, choices in CSV_COLUMNS.items()
@@ -136,7 +136,7 @@ def read_csv(path: Path, images: Path, task: Task) -> Callable[[Builder], None]:
     """
 
     def read(builder: Builder) -> None:
-        for line, row in _rows(path):
+        for line, row in _opened(path).rows():
             place = f"{shown(path)}: line {line}"
             name = _field(row, "image", place)
             builder.image(name, images / name, f"{place}: image", again=True)
@@ -173,49 +173,17 @@ def find_csv(path: Path) -> Path:
     return found[0]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    count = 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            columns = _header(reader, path)
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(columns):
-                    raise InputError(
-                        f"{shown(path)}: line {reader.line_num}: {len(fields)} fields, the first "
-                        f"line has {len(columns)}; put quotes around fields with commas"
-                    )
-                count += 1
-                yield reader.line_num, dict(zip(columns, fields, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{shown(path)}: line {reader.line_num}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{shown(path)}: not UTF-8 text ({error.reason}); convert it") from None
-    except OSError as error:
-        raise InputError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
-    if count == 0:
-        raise InputError(f"{shown(path)}: is empty; give one line per image, question or text")
-
-
-def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
-    try:
-        columns = [name.strip().lower() for name in next(reader, [])]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)}: line 1: not a CSV file ({error})") from None
-    if not columns:
-        raise InputError(f"{shown(path)}: is empty; give one line per image, question or text")
-    if "image" not in columns or len(set(columns)) != len(columns):
+def _opened(path: Path) -> CsvFile:
+    file = open_csv(path, _NEEDED)
+    if "image" not in file.columns:
         raise InputError(
-            f"{shown(path)}: line 1: columns {', '.join(columns)}; name image once, and caption, "
-            "or question and answer, or text and match"
+            f"{shown(path)}: line 1: columns {', '.join(file.columns)}; name {_NEEDED}"
         )
-    return columns
+    return file
 
 
 def _field(row: dict[str, str], name: str, place: str) -> str:
-    value = row.get(name, "").strip()
+    value = row.get(name, "")
     if not value:
         raise InputError(f"{place}: {name}: is empty; fill it in or remove the line")
     return value
