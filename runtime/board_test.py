@@ -114,7 +114,7 @@ def _component(
             net = session.net(case["net"])
             outputs = session.run(feeds, net=net.name)
             found = {
-                name: _figures(arrays[f"{index}/outputs/{name}"], outputs.get(name), rows)
+                name: figures(arrays[f"{index}/outputs/{name}"], outputs.get(name), rows)
                 for name, rows in case["outputs"].items()
             }
             if NEXT_TOKEN in outputs and not _best_token(outputs):
@@ -138,7 +138,7 @@ def _best_token(outputs: Mapping[str, np.ndarray]) -> bool:
     return np.array_equal(chosen, outputs["logits"].argmax(axis=-1))
 
 
-def _figures(
+def figures(
     reference: np.ndarray, actual: Optional[np.ndarray], rows: Optional[List[int]]
 ) -> Dict[str, Any]:
     """What a verdict needs of one output, in double precision; ``rows`` of axis 1 are real."""

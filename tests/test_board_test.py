@@ -152,11 +152,31 @@ def case_left_out(data: dict[str, Any]) -> None:
     data["tasks"]["itm"]["components"]["text_encoder"]["cases"].pop()
 
 
+def larger_scale(data: dict[str, Any]) -> None:
+    output = first_output(data, "vision_encoder")
+    output["scale"] *= 100
+
+
+def smaller_error(data: dict[str, Any]) -> None:
+    output = first_output(data, "vision_encoder")
+    output["max_abs"] /= 1000
+
+
+def perfect_square(data: dict[str, Any]) -> None:
+    output = first_output(data, "vision_encoder")
+    output["reference_square"] = output["square"] = output["product"] = 1.0
+
+
+def fewer_elements(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["elements"] //= 2
+
+
 @pytest.mark.parametrize(
     "change",
     [
         *(wrong_values, wrong_direction, impossible_product, nothing_compared),
         *(other_answer, case_left_out),
+        *(larger_scale, smaller_error, perfect_square, fewer_elements),
     ],
 )
 def test_wrong_figures_fail(
@@ -198,16 +218,40 @@ def other_target(data: dict[str, Any]) -> None:
     data["target"] = "../../etc"
 
 
+def many_lines(data: dict[str, Any]) -> None:
+    data["tasks"]["itm"]["components"]["a\nb\x1b[2J"] = {}
+
+
+def problem_of_lines(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["problem"] = "all\nright"
+
+
+def not_a_number(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["product"] = float("nan")
+
+
+def no_probability(data: dict[str, Any]) -> None:
+    data["tasks"]["itm"]["answers"][0]["probability"] = 7.0
+
+
+def task_missing(data: dict[str, Any]) -> None:
+    data["tasks"] = {}
+
+
 @pytest.mark.parametrize(
     "change",
-    [other_artifact, other_folder, infinite, negative, surplus, component_missing, other_target],
+    [
+        *(other_artifact, other_folder, infinite, negative, surplus, component_missing),
+        *(other_target, many_lines, problem_of_lines, not_a_number, no_probability, task_missing),
+    ],
 )
 def test_foreign_and_hostile_results_are_refused(
     measured: tuple[Path, Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     config, results = measured
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as caught:
         judge(config, changed(results, tmp_path, change))
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b"{}"])

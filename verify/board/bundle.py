@@ -105,7 +105,8 @@ def write_bundles(selection: Selection, config: Path) -> list[Path]:
                 shutil.rmtree(old, ignore_errors=True)
                 if folder.exists():
                     folder.rename(old)
-                Path(shutil.copytree(made, folder))
+                made.chmod(0o755)
+                made.rename(folder)
                 shutil.rmtree(old, ignore_errors=True)
             written.append(folder)
             progress.done(None)

@@ -20,6 +20,7 @@ from runtime.board_test import BUNDLE_FILE
 from runtime.devices import SIMULATOR
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
 from verify.board.bundle import bundle_folder
+from verify.board.consistency import contradiction, references
 from verify.board.results import BoardResults, ComponentResult, TaskResult, read_results
 from verify.compare import number
 from verify.components import MOST_PROBLEMS, SMALL_OUTPUT
@@ -51,7 +52,8 @@ def judge(config: Path, path: Path) -> list[Check]:
             f"{shown(path)}: made with pipeline {results.pipeline!r}, {shown(config)} is "
             f"{selection.pipeline.name!r}; pass the right --config"
         )
-    bundle = _bundle(selection, results, path)
+    folder = bundle_folder(Layout(selection.pipeline), results.target, results.precision)
+    bundle = _bundle(folder / BUNDLE_FILE, results, path)
     missing = sorted(set(bundle["tasks"]) - set(results.tasks))
     if missing:
         raise InputError(f"{shown(path)}: tasks: no {', '.join(missing)}; run the whole folder")
@@ -59,7 +61,7 @@ def judge(config: Path, path: Path) -> list[Check]:
     for task in find_artifacts(selection):
         (artifacts,) = task.targets
         expected = bundle["tasks"][task.task]
-        checks += _components(task, artifacts, expected, results.tasks[task.task], path)
+        checks += _components(task, artifacts, expected, results.tasks[task.task], path, folder)
         checks.append(_answers(selection, task, artifacts, expected, results.tasks[task.task]))
     verdict = Layout(selection.pipeline).root / VERDICT.format(
         target=results.target, precision=results.precision
@@ -95,9 +97,7 @@ def failure(checks: list[Check]) -> ParityError | None:
     )
 
 
-def _bundle(selection: Selection, results: BoardResults, path: Path) -> dict[str, Any]:
-    layout = Layout(selection.pipeline)
-    description = bundle_folder(layout, results.target, results.precision) / BUNDLE_FILE
+def _bundle(description: Path, results: BoardResults, path: Path) -> dict[str, Any]:
     rebuild = f"run: make board-test TARGET={results.target}"
     if not description.is_file():
         raise InputError(f"{shown(description)}: missing, so nothing to compare with; {rebuild}")
@@ -119,6 +119,7 @@ def _components(
     expected: Mapping[str, Any],
     found: TaskResult,
     path: Path,
+    folder: Path,
 ) -> Iterator[Check]:
     if set(found.components) != set(expected["components"]):
         raise InputError(
@@ -140,7 +141,9 @@ def _components(
             arithmetic=arithmetic(artifacts, "", component),
             component=component,
         )
-        yield _component(subject, expected["components"][component]["cases"], result, tolerance)
+        described = expected["components"][component]
+        known = references(folder, described)
+        yield _component(subject, described["cases"], known, result, tolerance)
 
 
 def _subject(task: Task, component: Component | None, artifacts: TargetArtifacts) -> Subject:
@@ -150,22 +153,29 @@ def _subject(task: Task, component: Component | None, artifacts: TargetArtifacts
 
 
 def _component(
-    subject: Subject, expected: list[Any], result: ComponentResult, tolerance: Tolerance
+    subject: Subject,
+    expected: list[Any],
+    known: list[dict[str, dict[str, Any]]],
+    result: ComponentResult,
+    tolerance: Tolerance,
 ) -> Check:
     problems: list[str] = []
     names = [case["name"] for case in expected]
     if [case.name for case in result.cases] != names:
         problems.append("cases are not those of the folder")
     sums: dict[str, list[Any]] = {}
-    for wanted, case in zip(expected, result.cases, strict=False):
+    for wanted, references_of, case in zip(expected, known, result.cases, strict=False):
         if set(case.outputs) != set(wanted["outputs"]):
             problems.append(f"{case.name}: outputs are not those of the folder")
         for output, figures in case.outputs.items():
             if figures.problem is not None or figures.elements == 0 or figures.scale == 0.0:
                 reason = figures.problem or "nothing was compared"
                 problems.append(f"{case.name}: {output}: {reason}")
-            else:
-                sums.setdefault(output, []).append(figures)
+                continue
+            right = references_of.get(output)
+            if right is not None and (wrong := contradiction(figures, right)):
+                problems.append(f"{case.name}: {output}: {wrong}")
+            sums.setdefault(output, []).append(figures)
     worst_error, worst_cosine = 0.0, 1.0
     for output, every in sums.items():
         error = max(one.max_abs for one in every) / max(one.scale for one in every)

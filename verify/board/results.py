@@ -18,7 +18,8 @@ LARGEST_BYTES = 16 << 20
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=500)]
+#: One line: messages repeat it.
+Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -54,8 +55,8 @@ class AnswerResult(Strict):
     """One whole answer."""
 
     token_ids: Annotated[tuple[int, ...], Field(max_length=4096)] | None = None
-    probability: Finite | None = None
-    cosine: Finite | None = None
+    probability: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    cosine: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
     milliseconds: NotNegative
 
 
@@ -103,6 +104,8 @@ def read_results(path: Path) -> BoardResults:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        # A key of the file may hold anything, line ends too.
+        where = where.encode("unicode_escape").decode("ascii")
         raise InputError(
             f"{shown(path)}: {where[:200]}: {first['msg']}; pass the results.json that "
             f"runtime.board_test wrote (schema_version {RESULTS_VERSION})"
