@@ -282,8 +282,8 @@ class CalibrationConfig(Strict):
     #: ``scenes``, the procedural scenes' training split, or a folder of images with an optional
     #: ``questions.csv`` (``image,question``), relative to the repository root or absolute
     source: Annotated[str, Field(min_length=1)] = "scenes"
-    #: images, each with its questions or texts
-    samples: PositiveInt = 64
+    #: images, each with its questions or texts; seeds are as many scenes apart as there may be
+    samples: Annotated[int, Field(gt=0, le=100_000)] = 64
     seed: Annotated[int, Field(ge=0)] = 0
     #: largest relative error (root of summed squares) that integers may cause in a net's outputs
     maximum_error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
