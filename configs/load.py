@@ -17,6 +17,10 @@ from configs.schema import PipelineConfig, Precision, TargetConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: Keys that an attention must have for TPU-MLIR 1.30.2 to fuse it: seen on BM1684X and BM1688 for a
+#: decoder's steps (caches of 1 and 2), on BM1688 for text encoders (texts of 2 and 3).
+FEWEST_FUSED = 4
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice (YAML keeps the last one silently)."""
@@ -142,6 +146,7 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
     target = load_target(name)
     selection = pipeline.targets.get(name)
     if selection is None:
+        _check_lengths(pipeline, target)
         return target
     if selection.cores is not None and selection.cores > target.maximum_cores:
         raise ConfigError(
@@ -159,7 +164,41 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
         "attention_fusion": selection.attention_fusion,
         "decoder_head": selection.decoder_head,
     }
-    return target.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    target = target.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    _check_lengths(pipeline, target)
+    return target
+
+
+def _check_lengths(pipeline: PipelineConfig, target: TargetConfig) -> None:
+    """Refuses lengths whose attentions the chip's compiler would not fuse, before any work starts.
+
+    Raises:
+        ConfigError: a cache, question or text that is too short.
+    """
+    if target.backend != "sophon" or target.attention_fusion != "required":
+        return
+    for task, one in pipeline.tasks.items():
+        shapes = one.shapes
+        where = f"tasks.{task}.shapes"
+        # A step attends to its cache and its own token.
+        attended = [
+            (f"{where}.variants.past_tokens", length, FEWEST_FUSED - 1)
+            for length in shapes.variants.past_tokens
+        ]
+        # A prompt's first pass attends to the whole cache as well.
+        if task != "caption":
+            attended.append((f"{where}.text_tokens", shapes.text_tokens, FEWEST_FUSED))
+            attended += [
+                (f"{where}.variants.text_tokens", length, FEWEST_FUSED)
+                for length in shapes.variants.text_tokens
+            ]
+        for key, length, least in attended:
+            if length < least:
+                raise ConfigError(
+                    f"{key}: {length} is too short for {target.name}, whose compiler fuses no "
+                    f"attention to fewer than {FEWEST_FUSED} tokens; give at least {least}, or "
+                    f"set targets.{target.name}.attention_fusion: recorded"
+                )
 
 
 def check_precision(target: TargetConfig, precision: str, where: str) -> Precision:

@@ -12,6 +12,7 @@ import yaml
 
 from compile.bmodel_info import parse_info
 from compile.shapes import largest_first, net_of, net_shapes
+from configs.command import select
 from configs.errors import ConfigError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
@@ -80,6 +81,46 @@ def test_lengths_that_make_no_sense_are_refused(
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match=message):
         load_pipeline(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes", "least"),
+    [
+        ("caption", {"variants": {"past_tokens": [2, 9]}}, 3),
+        ("vqa", {"variants": {"past_tokens": [1]}}, 3),
+        ("vqa", {"variants": {"text_tokens": [3]}}, 4),
+        ("itm", {"text_tokens": 2}, 4),
+    ],
+)
+def test_lengths_whose_attentions_are_not_fused_are_refused(
+    tmp_path: Path, task: str, shapes: dict[str, object], least: int
+) -> None:
+    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
+    data["tasks"][task]["shapes"].update(shapes)
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(data))
+    expected = rf"pipeline\.yaml: tasks\.{task}\.shapes\..* too short for bm1684x.*least {least}"
+    with pytest.raises(ConfigError, match=expected):
+        load_pipeline(path)
+    # Asked for by name, without a line in the file.
+    data["targets"] = {"bm1684": {"precisions": ["f32"]}}
+    data["verify"]["tokens"] = {"onnx": data["verify"]["tokens"]["onnx"]}
+    path.write_text(yaml.safe_dump(data))
+    load_pipeline(path)
+    with pytest.raises(ConfigError, match="too short for bm1688"):
+        select(path, target="bm1688")
+    data["targets"] = {"bm1688": {"precisions": ["f16"], "attention_fusion": "recorded"}}
+    path.write_text(yaml.safe_dump(data))
+    load_pipeline(path)
+
+
+def test_prompts_of_captions_may_be_short(tmp_path: Path) -> None:
+    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
+    asked = {"text_tokens": [2, 3], "past_tokens": [3]}
+    data["tasks"]["caption"]["shapes"]["variants"] = asked
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(data))
+    load_pipeline(path)
 
 
 def test_a_call_takes_what_it_fills() -> None:
