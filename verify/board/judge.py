@@ -40,7 +40,10 @@ def judge(config: Path, path: Path) -> list[Check]:
     """
     results = read_results(path)
     if results.target not in target_names():
-        raise InputError(f"{shown(path)}: target: {results.target!r} is no target of this project")
+        raise InputError(
+            f"{shown(path)}: target: {results.target!r} is no target of this project; "
+            f"choose from: {', '.join(target_names())}"
+        )
     selection = select(
         config,
         target=results.target,

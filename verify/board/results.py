@@ -98,7 +98,10 @@ def read_results(path: Path) -> BoardResults:
             )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({error})") from None
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise InputError(
+            f"{shown(path)}: cannot be read ({reason}); pass the results.json of a board"
+        ) from None
     try:
         return BoardResults.model_validate_json(text)
     except ValidationError as error:
