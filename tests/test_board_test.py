@@ -230,6 +230,10 @@ def not_a_number(data: dict[str, Any]) -> None:
     first_output(data, "vision_encoder")["product"] = float("nan")
 
 
+def text_for_number(data: dict[str, Any]) -> None:
+    first_output(data, "vision_encoder")["max_abs"] = "0"
+
+
 def no_probability(data: dict[str, Any]) -> None:
     data["tasks"]["itm"]["answers"][0]["probability"] = 7.0
 
@@ -243,6 +247,7 @@ def task_missing(data: dict[str, Any]) -> None:
     [
         *(other_artifact, other_folder, infinite, negative, surplus, component_missing),
         *(other_target, many_lines, problem_of_lines, not_a_number, no_probability, task_missing),
+        text_for_number,
     ],
 )
 def test_foreign_and_hostile_results_are_refused(

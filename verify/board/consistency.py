@@ -21,7 +21,7 @@ from verify.board.results import Figures
 #: The board sums in float64, in another order than this machine.
 _ROUNDING = 1e-6
 #: What is left where large sums cancel, relative to them.
-_CANCELLED = 1e-9
+_CANCELLED = 1e-11
 
 
 def references(folder: Path, expected: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:

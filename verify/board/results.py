@@ -103,7 +103,7 @@ def read_results(path: Path) -> BoardResults:
             f"{shown(path)}: cannot be read ({reason}); pass the results.json of a board"
         ) from None
     try:
-        return BoardResults.model_validate_json(text)
+        return BoardResults.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "(top level)"
