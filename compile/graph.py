@@ -47,6 +47,44 @@ def tensor_value(tensor: onnx.TensorProto, folder: Path) -> Array:
     return array
 
 
+def store_weight(model: onnx.ModelProto, folder: Path, name: str, value: Array) -> str:
+    """Adds a weight to a graph, large ones in the external file that holds the others.
+
+    Graphs that share the file stay as they are: it is only added to.
+
+    Returns:
+        ``name``.
+    """
+    tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    external = next((t for t in model.graph.initializer if t.external_data), None)
+    if external is not None and value.nbytes >= EMBEDDED_LIMIT_BYTES:
+        places = {entry.key: entry.value for entry in external.external_data}
+        with (folder / places["location"]).open("ab") as stream:
+            offset = stream.tell()
+            stream.write(tensor.raw_data)
+        length = len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, entry in (
+            ("location", places["location"]),
+            ("offset", str(offset)),
+            ("length", str(length)),
+        ):
+            tensor.external_data.add(key=key, value=entry)
+    model.graph.initializer.append(tensor)
+    return name
+
+
+def weights_bytes(model: onnx.ModelProto) -> int:
+    """Size of the weights that a graph reads from its external file."""
+    return sum(
+        int(entry.value)
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length"
+    )
+
+
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Tensors known before any input: initializers and the values of Constant nodes, by name."""
     known = {tensor.name: tensor for tensor in model.graph.initializer}

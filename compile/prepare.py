@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from compile.backend import Source
-from compile.graph import externalise, input_specs, load_graph, output_specs
+from compile.graph import externalise, input_specs, load_graph, output_specs, weights_bytes
 from compile.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
 from compile.rewrites import Lookup, load
 from compile.shapes import NetShape, bind
@@ -116,12 +116,12 @@ def prepare(
     fixed = Rewrite(name=FIX_SHAPES, reason=_REASON, sites=folded, max_abs_error=largest)
     for path in {plain, dynamic}:
         path.unlink()
-    weights = folder / _WEIGHTS
     record = Prepared(
         nets=tuple(prepared_nets),
         rewrites=(*done, fixed),
         lookups=tuple(_stored(lookup, folder) for lookup in lookups),
-        weights_bytes=weights.stat().st_size if weights.exists() else 0,
+        # Not the file's size: weights that a rewrite replaced are still in it.
+        weights_bytes=max(weights_bytes(load_graph(folder / n.file)) for n in prepared_nets),
     )
     (folder / _RECORD).write_text(record.model_dump_json(indent=1))
 

@@ -358,9 +358,6 @@ class TargetConfig(Strict):
     integer_islands: Literal["f32", "f16", "bf16"] = "f16"
     #: whether an integer matrix has one scale per output column, or one for all (sophon)
     scale_per_channel: bool = True
-    #: largest input of an integer product, rows times width, that was found right on the vendor's
-    #: simulator; beyond it a build warns (sophon)
-    largest_integer_input: PositiveInt | None = None
     #: whether nets of one component go into one file with shared weights (sophon)
     combine_nets: bool = False
     #: where the compiler leaves its latency estimate, or null where it leaves none (sophon)

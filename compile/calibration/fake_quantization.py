@@ -8,7 +8,6 @@ on the vendor's bit-level simulator (verify).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -42,13 +41,13 @@ class FakeQuantized:
         operations: Collection[Operation],
         ranges: Mapping[str, Range],
         *,
-        one_weight_scale: bool,
+        whole_shifts: bool,
     ) -> None:
-        """``one_weight_scale``: a matrix has one scale, a power of two apart (BM1684)."""
+        """``whole_shifts``: results are scaled by powers of two alone (BM1684)."""
         self._graph = graph
         self._operations = operations
         self._thresholds = {name: one.threshold() for name, one in ranges.items()}
-        self._one_weight_scale = one_weight_scale
+        self._whole_shifts = whole_shifts
         self._weights: dict[str, NDArray[np.float32]] = {}
 
     def session(self, integers: Collection[str]) -> onnxruntime.InferenceSession:
@@ -69,20 +68,30 @@ class FakeQuantized:
     def weight_steps(
         self, tensor: onnx.TensorProto, *, taken: float, made: float, convolution: bool
     ) -> NDArray[np.float32]:
-        """Step of a weight's integers: one, or one per output channel (last or first axis)."""
+        """Step of a weight's integers: one, or one per output channel (last or first axis).
+
+        Args:
+            tensor: the weight.
+            taken: threshold of the operation's input.
+            made: threshold of its output.
+            convolution: whether it is a convolution's, ``[outputs, inputs, ...]``.
+        """
         key = tensor.name
         if key not in self._weights:
             value = np.abs(tensor_value(tensor, self._graph.parent).astype(np.float32))
             axes = tuple(range(1, value.ndim)) if convolution else tuple(range(value.ndim - 1))
             self._weights[key] = np.maximum(value.max(axis=axes), 1e-8)
         largest = self._weights[key]
-        if convolution or not self._one_weight_scale:
+        if not self._whole_shifts:
             return (largest / _LEVELS).astype(np.float32)
-        # The chip's product is shifted right by whole bits, so weights are scaled to
-        # 2^shift * input step / output step, the largest that keeps them within eight bits.
+        # The chip's sums are shifted right by whole bits, so weights are scaled to
+        # 2^shift * input step / output step, the largest that keeps them within eight bits: one
+        # shift for a matrix, one per channel for a convolution.
         ratio = taken / made
-        shift = max(0, math.floor(math.log2(_LEVELS / max(float(largest.max()) * ratio, 1e-12))))
-        return np.array(1.0 / (2.0**shift * ratio), dtype=np.float32)
+        largest = largest if convolution else largest.max()
+        shifts = np.floor(np.log2(_LEVELS / np.maximum(largest * ratio, 1e-12)))
+        steps: NDArray[np.float32] = 1.0 / (2.0 ** np.maximum(shifts, 0.0) * ratio)
+        return np.asarray(steps, dtype=np.float32)
 
 
 class _Changed:

@@ -48,6 +48,11 @@ class Operation:
         return self.kind in _MOVING
 
     @property
+    def reorders(self) -> bool:
+        """Whether it moves all of its data, and may do so as integers: BM1684's Slice may not."""
+        return self.moves_data and self.kind != "Slice"
+
+    @property
     def multiplications(self) -> int:
         """Multiply-accumulates of a matrix product, convolution or fused attention, else 0."""
         outputs = math.prod(self.output_shape)

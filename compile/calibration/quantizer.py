@@ -26,7 +26,7 @@ from compile.graph import Array
 from compile.static_graph import session
 from compile.work_cache import cached
 from configs.build import source_digest
-from configs.console import Steps, messages, steps
+from configs.console import Steps, steps
 from configs.errors import InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
@@ -130,15 +130,13 @@ def calibrate(one: NetToQuantize) -> Calibrated:
     text = expanded(given, operations, modes_of(one.job.target)) if given else ""
     ranges = _ranges(one)
     thresholds, _ = table(operations, ranges, METHOD)
-    too_large = _too_large(one, operations, keep=given is None)
     if given is not None:
         return Calibrated(thresholds, text, text, shown(given), None)
     islands = one.job.target.integer_islands.upper()
     bound = one.job.layout.pipeline.calibration.maximum_error
     with steps(f"quantize {one.job.name} {one.net}", 0, remaining=True) as progress:
         measure = _Search(one, operations, ranges, progress)
-        candidates = [o for o in operations if o.name not in too_large]
-        plan: Plan = search(candidates, measure, bound)
+        plan: Plan = search(operations, measure, bound)
     return Calibrated(
         thresholds,
         table_text(operations, plan.integers, islands),
@@ -146,35 +144,6 @@ def calibrate(one: NetToQuantize) -> Calibrated:
         _SEARCHED,
         plan.error,
     )
-
-
-def _too_large(
-    one: NetToQuantize, operations: Sequence[Operation], *, keep: bool
-) -> frozenset[str]:
-    """Linear layers larger than what the chip's compiler gets right, announced.
-
-    Args:
-        one: the net.
-        operations: of the net.
-        keep: whether they are about to be kept in float; a user's own table is the user's choice.
-    """
-    limit = one.job.target.largest_integer_input
-    linear = (o for o in operations if o.kind == "MatMul" and any(o.constant))
-    large = [o for o in linear if limit and math.prod(o.input_shapes[0]) > limit]
-    if large:
-        shape = large[0].input_shapes[0]
-        advice = (
-            "they stay in float"
-            if keep
-            else "use f32, keep them in float in the table, or check with make verify VERIFY=full"
-        )
-        messages.print(
-            f"warning: {one.job.name} {one.net}: {len(large)} linear layers are too large, e.g. "
-            f"{math.prod(shape[:-1])} rows of {shape[-1]}. Beyond {limit} values INT8 products "
-            f"came out wrong on the simulator of {one.job.target.name} (docs/quantization.md): "
-            f"{advice}"
-        )
-    return frozenset(o.name for o in large)
 
 
 def _ranges(one: NetToQuantize) -> dict[str, Range]:
@@ -242,7 +211,7 @@ class _Search:
         target = one.job.target
         graph = one.prepared_folder / f"{one.net}.onnx"
         self._maker = FakeQuantized(
-            graph, operations, ranges, one_weight_scale=not target.scale_per_channel
+            graph, operations, ranges, whole_shifts=not target.scale_per_channel
         )
         self._graph = graph
         self._one = one

@@ -51,9 +51,9 @@ def role(operation: Operation) -> str:
     """What an operation does, whatever its layer."""
     folder = operation.name.strip("/").rpartition("/")[0]
     place = _LAYER.sub("layers.*", folder)
-    if operation.kind == "Conv":
+    if operation.kind == "Conv" and any(size > 1 for size in operation.input_shapes[1][2:]):
         return "patch embedding"
-    if operation.kind == "MatMul":
+    if operation.kind in {"MatMul", "Conv"}:
         if len(operation.constant) > 1 and operation.constant[1]:
             name = _LAYER.sub("layers.*", operation.name.strip("/"))
             return f"linear {place or name}"
@@ -151,7 +151,7 @@ def _longest(
 def table_text(operations: Sequence[Operation], integers: frozenset[str], islands: str) -> str:
     """The vendor's quantize table: every operation that stays in float; others are integers.
 
-    Operations that only move data take the type of what they are given.
+    Operations that only move data take the type of what they are given, or of what takes them.
     """
     return "".join(f"{name} {islands}\n" for name in float_operations(operations, integers))
 
@@ -159,12 +159,15 @@ def table_text(operations: Sequence[Operation], integers: frozenset[str], island
 def float_operations(operations: Sequence[Operation], integers: frozenset[str]) -> list[str]:
     """Names of all operations that stay in float, in the net's order."""
     integer = set(integers)
-    names = []
+    takers: dict[str, list[str]] = {}
     for one in operations:
-        if one.kind == "Input":
-            continue
-        if one.moves_data and one.inputs and one.inputs[0] in integer:
+        for name in one.inputs:
+            takers.setdefault(name, []).append(one.name)
+        if one.reorders and one.inputs and one.inputs[0] in integer:
             integer.add(one.name)
-        if one.name not in integer:
-            names.append(one.name)
-    return names
+    # In front of integers a reordering moves integers, too: a quarter of the bytes.
+    for one in reversed(operations):
+        taken_by = takers.get(one.name, [])
+        if one.reorders and len(one.inputs) == 1 and taken_by and integer.issuperset(taken_by):
+            integer.add(one.name)
+    return [o.name for o in operations if o.kind != "Input" and o.name not in integer]

@@ -11,8 +11,8 @@ from compile.graph import constants, producers, replace_nodes, uses
 from compile.rewrites import Rewritten
 
 REASON = (
-    "opt-out of the compiler's fused attention (attention_fusion: off): it is recognised by a "
-    "scale on the scores, so the scale moves to the query"
+    "the scale on attention scores moves to the query, a smaller tensor; the compiler recognises "
+    "attention by it, so this is also the opt-out of fused attention (attention_fusion: off)"
 )
 
 
