@@ -90,7 +90,8 @@ class SophonBackend:
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
         target = job.target
-        check_names(target.rewrites, f"configs/targets/{target.name}.yaml")
+        named = (*target.rewrites, *target.integer_rewrites)
+        check_names(named, f"configs/targets/{target.name}.yaml")
         chip = target.model_dump(mode="json", include=_DECIDING)
         graph = Graph(job, source, rewrites_of(job))
         calibration = {}

@@ -112,7 +112,7 @@ def rewrites_of(job: Job) -> tuple[str, ...]:
     chooses = target.decoder_head == "argmax" and job.component == "text_decoder"
     head = ("argmax_head",) if chooses else ()
     integers = target.integer_rewrites if job.built_as == INTEGER else ()
-    return (*target.rewrites, *opted_out, *head, *integers)
+    return tuple(dict.fromkeys((*target.rewrites, *opted_out, *head, *integers)))
 
 
 def artifact_net(job: Job, net: str) -> str:

@@ -15,7 +15,7 @@ from compile.graph import constants, producers, tensor_value, uses
 
 #: ``[batch, tokens, heads, size]`` -> ``[batch, heads, tokens, size]``, and its own inverse
 HEADS_FIRST = (0, 2, 1, 3)
-#: ``[batch, tokens, heads, size]`` -> ``[batch, heads, size, tokens]``: keys as a product takes them
+#: ``[batch, tokens, heads, size]`` -> ``[batch, heads, size, tokens]``: keys for a product
 HEADS_TRANSPOSED = (0, 2, 3, 1)
 
 
@@ -137,7 +137,7 @@ class GraphIndex:
         return int(shape[3]) if orders <= {HEADS_FIRST, HEADS_TRANSPOSED} else None
 
     def joined_heads(self, name: str) -> str | None:
-        """``[batch, heads, tokens, size]``, where a tensor is that as ``[batch, tokens, hidden]``."""
+        """The tensor ``[batch, heads, tokens, size]`` that one of joined heads is made of."""
         reshape = self.made_by.get(name)
         if reshape is None or reshape.op_type != "Reshape":
             return None

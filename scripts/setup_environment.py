@@ -16,6 +16,9 @@ MINIMUM = (3, 11)
 #: newest Python that every pinned wheel exists for
 MAXIMUM = (3, 13)
 SPINNER = "|/-\\"
+#: Waits before pip is tried again, in seconds. pip takes what an index answers for the last word,
+#: also while that index is away for a moment.
+PAUSES_S = (10, 60, 120)
 
 
 def version_of(python: str) -> tuple[int, int] | None:
@@ -64,6 +67,28 @@ def run_logged(arguments: list[str], label: str) -> int:
     return process.returncode
 
 
+def reason(log: str) -> str:
+    """The line of pip's output that says what went wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    found = [line for line in lines if line.startswith("ERROR:")]
+    return (found or lines or ["no output"])[-1]
+
+
+def install(arguments: list[str], label: str) -> str | None:
+    """Runs pip, and again after a pause where it failed; returns why it failed at last."""
+    for pause_s in (*PAUSES_S, 0):
+        before = LOG.stat().st_size if LOG.exists() else 0
+        if run_logged(arguments, label) == 0:
+            return None
+        with LOG.open("rb") as log:
+            log.seek(before)
+            why = reason(log.read().decode(errors="replace"))
+        if pause_s:
+            sys.stderr.write(f"pip failed ({why}); trying again in {pause_s} s\n")
+            time.sleep(pause_s)
+    return why
+
+
 def main() -> int:
     """Creates or updates the environment; returns the exit code."""
     LOG.unlink(missing_ok=True)
@@ -84,10 +109,11 @@ def main() -> int:
             return 1
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     requirements = ["-r", "requirements/development.txt", "-c", "requirements/constraints.txt"]
-    install = [*pip, "install", *requirements, "-e", "."]
-    if run_logged(install, "installing the pinned requirements into .venv"):
+    arguments = [*pip, "install", *requirements, "-e", "."]
+    why = install(arguments, "installing the pinned requirements into .venv")
+    if why is not None:
         sys.stderr.write(
-            "error: pip could not install the requirements; see the end of "
+            f"error: pip could not install the requirements: {why}; see the end of "
             f"{LOG.relative_to(ROOT)}, then run the same make command again\n"
         )
         return 1

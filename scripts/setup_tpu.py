@@ -14,11 +14,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from configs.errors import BlipEdgeError, ToolError
 from scripts.glibc_mend import GlibcState, inspect, mend
+from scripts.setup_environment import PAUSES_S
 from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_python, probe
 
 # configs.layout is not imported: it brings pydantic, and an up-to-date set-up must cost nothing.
@@ -125,6 +127,21 @@ def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> N
         raise ToolError(f"{title} failed (exit code {code}): {reason}; log: {LOG}")
 
 
+def _install(command: list[str], packages: int) -> None:
+    """Runs pip, and again after a pause where it failed."""
+    from configs.console import messages
+
+    for pause_s in PAUSES_S:
+        try:
+            _run_logged(command, "installing packages", packages)
+        except ToolError as error:
+            messages.print(f"{error}; trying again in {pause_s} s")
+            time.sleep(pause_s)
+        else:
+            return
+    _run_logged(command, "installing packages", packages)
+
+
 def _create(environment: Path, python: Path) -> None:
     usable = environment_python(environment)
     if usable.exists() and usable.resolve() == python and not isinstance(probe(str(usable)), str):
@@ -175,7 +192,7 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
             install += ["-c", str(CONSTRAINTS)]
             lines = CONSTRAINTS.read_text().splitlines()
             packages = sum("==" in line for line in lines)
-        _run_logged(install, "installing packages", packages)
+        _install(install, packages)
         state = mend(package_folder(environment))
         _smoke_test(environment)
         made_from = wanted_stamp(environment)

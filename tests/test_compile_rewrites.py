@@ -15,10 +15,9 @@ from compile.bmodel_steps import Graph
 from compile.graph import externalise, input_specs, load_graph
 from compile.parity import with_lookups
 from compile.rewrites import Lookup, Rewritten, check_names, names
-from compile.rewrites.decompose_layer_normalization import rewrite as decompose
 from compile.rewrites.host_embedding_lookup import rewrite as to_host
 from compile.static_graph import fix_shapes, session
-from configs.errors import ConfigError, ParityError, ToolError
+from configs.errors import ConfigError, ParityError
 from tests.compile_private import private_pipeline
 
 GENERATOR = np.random.default_rng(0)
@@ -50,47 +49,6 @@ def saved(
 
 def operators(path: Path) -> list[str]:
     return [node.op_type for node in load_graph(path).graph.node]
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_layer_normalization_becomes_arithmetic(tmp_path: Path, with_bias: bool) -> None:
-    node = helper.make_node(
-        "LayerNormalization",
-        ["x", "scale", *(["bias"] if with_bias else [])],
-        ["y"],
-        epsilon=1e-3,
-        axis=-1,
-    )
-    plain = saved(
-        tmp_path,
-        [node],
-        [value("x", TensorProto.FLOAT, "batch", "tokens", 64)],
-        [constant("scale", 64), constant("bias", 64)],
-        value("y", TensorProto.FLOAT, "batch", "tokens", 64),
-    )
-    model = load_graph(plain)
-    assert decompose(model, tmp_path).sites == 1
-    onnx.save_model(model, tmp_path / "changed.onnx")
-    assert "LayerNormalization" not in operators(tmp_path / "changed.onnx")
-    for shape in ((1, 1, 64), (2, 5, 64)):
-        # Far from zero and of small spread: where a careless formula loses its digits.
-        x = (50 + 0.1 * GENERATOR.standard_normal(shape)).astype(np.float32)
-        (expected,) = session(plain).run(None, {"x": x})
-        (actual,) = session(tmp_path / "changed.onnx").run(None, {"x": x})
-        np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
-
-
-def test_layer_normalization_over_another_axis_is_refused(tmp_path: Path) -> None:
-    node = helper.make_node("LayerNormalization", ["x", "scale"], ["y"], axis=1)
-    plain = saved(
-        tmp_path,
-        [node],
-        [value("x", TensorProto.FLOAT, 2, 3, 4)],
-        [constant("scale", 3, 4)],
-        value("y", TensorProto.FLOAT, 2, 3, 4),
-    )
-    with pytest.raises(ToolError, match="last axis"):
-        decompose(load_graph(plain), tmp_path)
 
 
 def lookup_graph(folder: Path) -> Path:
@@ -235,6 +193,6 @@ def test_a_rewrite_that_changes_results_is_refused(
 
 
 def test_an_unknown_rewrite_is_a_configuration_error() -> None:
-    assert {"decompose_layer_normalization", "host_embedding_lookup"} <= set(names())
+    assert {"linear_as_convolution", "host_embedding_lookup"} <= set(names())
     with pytest.raises(ConfigError, match="unknown rewrite 'fold_everything'; choose from"):
         check_names(("fold_everything",), "configs/targets/new.yaml")
