@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 #: What of a target's file decides an artifact's content, beside its rewrites.
 _DECIDING = {
     *("name", "cores", "borders", "address_mode", "integer_islands", "scale_per_channel"),
-    *("attention_fusion", "combine_nets", "estimate_file"),
+    *("attention_fusion", "combine_nets", "estimate_file", "layer_group_search"),
 }
 #: Largest value that a table may hold to be kept in half precision.
 _LARGEST_HALF = 65504.0

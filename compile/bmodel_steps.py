@@ -145,6 +145,7 @@ def deploy_argv(job: Job, net: str) -> tpu_mlir.Argv:
         target.cores,
         native_borders=target.borders == "native",
         address_mode=target.address_mode,
+        layer_group_search=target.layer_group_search,
         thresholds=THRESHOLDS if job.built_as == INTEGER else None,
         table=TABLE if job.built_as == INTEGER else None,
         scale_per_channel=target.scale_per_channel,

@@ -61,6 +61,7 @@ def deploy(
     *,
     native_borders: bool = False,
     address_mode: str | None = None,
+    layer_group_search: int | None = None,
     thresholds: str | None = None,
     table: str | None = None,
     scale_per_channel: bool = False,
@@ -76,6 +77,8 @@ def deploy(
     per_channel = ("--matmul_perchannel",) if scale_per_channel and thresholds else ()
     islands = ("--quantize_table", table) if table else ()
     addresses = ("--addr_mode", address_mode) if address_mode else ()
+    searched = layer_group_search
+    groups = () if searched is None else ("--shape_secs_search_strategy", str(searched))
     borders = ("--quant_input", "--quant_output") if native_borders and half else ()
     several_cores = ("--num_core", str(cores)) if cores > 1 else ()
     return (
@@ -89,6 +92,7 @@ def deploy(
         *several_cores,
         *borders,
         *addresses,
+        *groups,
         *("--log_level", "1"),
         *("--model", f"{net}.bmodel"),
     )

@@ -346,6 +346,9 @@ class TargetConfig(Strict):
     borders: Literal["float32", "native"] = "float32"
     #: how the compiler places inputs and outputs in memory: null leaves the choice to it (sophon)
     address_mode: Literal["basic", "io_alone", "io_tag"] | None = None
+    #: how hard the compiler searches for the slices of its layer groups; null leaves the choice to
+    #: it (sophon; ``--shape_secs_search_strategy``)
+    layer_group_search: Literal[0, 1, 2] | None = None
     #: how attention fusions are treated in half precision (sophon)
     attention_fusion: AttentionFusion = "recorded"
     #: what decoders answer with (sophon)

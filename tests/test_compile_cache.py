@@ -117,6 +117,7 @@ def test_stage_source_matters_to_everything(
         ("attention_fusion", "off", {"bm1684x", "bm1684x prepared", "bm1684x top"}),
         ("borders", "float32", {"bm1684x"}),
         ("address_mode", None, {"bm1684x"}),
+        ("layer_group_search", 2, {"bm1684x"}),
         ("cores", 2, {"bm1684x"}),
         ("combine_nets", False, {"bm1684x"}),
         ("npu_heap_mib", 1, set()),
