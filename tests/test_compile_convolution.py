@@ -191,3 +191,19 @@ def test_steps_of_a_convolutions_weights(tmp_path: Path, whole_shifts: bool) -> 
         assert np.all(levels > 63.0)
     else:
         np.testing.assert_allclose(levels, 127.0, rtol=1e-5)
+
+
+def test_parts_of_a_chain_come_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = linear_graph(tmp_path, 12, 9)
+    model = load_graph(plain)
+    square = next(node for node in model.graph.node if node.op_type == "Mul")
+    erf = helper.make_node("Erf", ["c"], ["d"])
+    second = next(node for node in model.graph.node if "second" in node.input)
+    second.input[0] = "d"
+    model.graph.node.insert(list(model.graph.node).index(square) + 1, erf)
+    monkeypatch.setattr(linear_as_convolution, "MAXIMUM_CHANNELS", 10)
+    linear_as_convolution.rewrite(model, tmp_path)
+    chain = [node.op_type for node in model.graph.node if node.op_type in {"Mul", "Erf"}]
+    assert chain == ["Mul", "Erf", "Mul", "Erf"]

@@ -51,6 +51,8 @@ class _Converted:
         self._pending: set[str] = set()
         self._heads: dict[str, str] = {}
         self._constants: dict[tuple[int, ...], str] = {}
+        #: nodes per part that wait to be emitted one part after the other
+        self._waiting: dict[int, list[onnx.NodeProto]] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.sites = 0
         linear = {one.product.output[0]: one for one in self._index.linear_layers()}
@@ -63,6 +65,17 @@ class _Converted:
                 self._other(node)
         for name in sorted(self._outputs):
             self._need_tokens(name)
+        self._emit()
+
+    def _emit(self, *nodes: onnx.NodeProto) -> None:
+        """Adds nodes behind those that wait.
+
+        The compiler finds a GELU by the order of its nodes: those of several parts must not mix.
+        """
+        for number in sorted(self._waiting):
+            self.nodes += self._waiting[number]
+        self._waiting.clear()
+        self.nodes += nodes
 
     def _linear(self, layer: Linear) -> bool:
         """Emits the convolutions of one layer; False where it has to stay a product."""
@@ -113,12 +126,10 @@ class _Converted:
             if bias is not None and number == 0:
                 inputs.append(store_weight(self._model, self._folder, f"{stored}.offset", bias))
             made = result if len(sources) == 1 else f"{result}_of_{number}"
-            self.nodes.append(
-                helper.make_node("Conv", inputs, [made], name=made, kernel_shape=[1, 1])
-            )
+            self._emit(helper.make_node("Conv", inputs, [made], name=made, kernel_shape=[1, 1]))
             if summed is not None:
                 total = result if last else f"{result}_up_to_{number}"
-                self.nodes.append(helper.make_node("Add", [summed, made], [total], name=total))
+                self._emit(helper.make_node("Add", [summed, made], [total], name=total))
                 made = total
             summed = made
 
@@ -150,7 +161,7 @@ class _Converted:
             return
         for name in node.input:
             self._need_tokens(name)
-        self.nodes.append(node)
+        self._emit(node)
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
         """Emits a node on channels, if all it takes comes as channels or is one number."""
@@ -170,7 +181,7 @@ class _Converted:
             for index, name in enumerate(node.input):
                 if name in self._channels:
                     part.input[index] = self._channels[name][number]
-            self.nodes.append(part)
+            self._waiting.setdefault(number, []).append(part)
             made.append(part.output[0])
         self._channels[result] = made
         self._widths[result] = self._widths[taken[0]]
@@ -194,7 +205,7 @@ class _Converted:
             self._transpose(heads, (0, 1, 3, 2), node.output[0])
         else:
             # Keys lie as a product takes them.
-            self.nodes.append(helper.make_node("Identity", [heads], [node.output[0]]))
+            self._emit(helper.make_node("Identity", [heads], [node.output[0]]))
 
     def _need_channels(self, name: str, width: int) -> list[str]:
         """The channels of a tensor; empty where it has too many and comes as tokens."""
@@ -234,7 +245,7 @@ class _Converted:
                 self._reshape(part, [0, -1], result)
             parts.append(result)
         if len(parts) > 1:
-            self.nodes.append(helper.make_node("Concat", parts, [name], name=name, axis=-1))
+            self._emit(helper.make_node("Concat", parts, [name], name=name, axis=-1))
 
     def _reshape(self, source: str, shape: list[int], result: str) -> None:
         key = tuple(shape)
@@ -244,11 +255,11 @@ class _Converted:
             self._model.graph.initializer.append(value)
             self._constants[key] = name
         inputs = [source, self._constants[key]]
-        self.nodes.append(helper.make_node("Reshape", inputs, [result], name=result))
+        self._emit(helper.make_node("Reshape", inputs, [result], name=result))
 
     def _transpose(self, source: str, order: tuple[int, ...], result: str) -> None:
         node = helper.make_node("Transpose", [source], [result], name=result, perm=order)
-        self.nodes.append(node)
+        self._emit(node)
 
 
 def _parts(channels: int) -> list[int]:
