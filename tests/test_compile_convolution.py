@@ -199,11 +199,18 @@ def test_parts_of_a_chain_come_one_after_the_other(
     plain = linear_graph(tmp_path, 12, 9)
     model = load_graph(plain)
     square = next(node for node in model.graph.node if node.op_type == "Mul")
-    erf = helper.make_node("Erf", ["c"], ["d"])
+    half = numpy_helper.from_array(np.array(0.5, dtype=np.float32))
+    added = [
+        helper.make_node("Erf", ["c"], ["d"]),
+        helper.make_node("Constant", [], ["half"], value=half),
+        helper.make_node("Add", ["d", "half"], ["e"]),
+    ]
     second = next(node for node in model.graph.node if "second" in node.input)
-    second.input[0] = "d"
-    model.graph.node.insert(list(model.graph.node).index(square) + 1, erf)
+    second.input[0] = "e"
+    for number, node in enumerate(added, start=list(model.graph.node).index(square) + 1):
+        model.graph.node.insert(number, node)
     monkeypatch.setattr(linear_as_convolution, "MAXIMUM_CHANNELS", 10)
     linear_as_convolution.rewrite(model, tmp_path)
-    chain = [node.op_type for node in model.graph.node if node.op_type in {"Mul", "Erf"}]
-    assert chain == ["Mul", "Erf", "Mul", "Erf"]
+    names = [node.op_type for node in model.graph.node]
+    first = names.index("Mul")
+    assert names[first : first + 6] == ["Mul", "Erf", "Add"] * 2

@@ -159,6 +159,10 @@ class _Converted:
         if node.op_type == "Transpose" and node.input[0] in self._heads:
             self._order_heads(node)
             return
+        if not node.input:
+            # Constants may come before everything, and then tear no chain apart.
+            self.nodes.insert(0, node)
+            return
         for name in node.input:
             self._need_tokens(name)
         self._emit(node)
