@@ -14,7 +14,7 @@ _NET = re.compile(r"^net \d+: \[(?P<name>[^\]]+)\]\s+(?P<kind>\w+)")
 _TENSOR = re.compile(
     r"^(?P<side>input|output): (?P<name>.+?), \[(?P<shape>[\d, ]*)\], (?P<dtype>\w+),"
 )
-_MEMORY = re.compile(r"^device mem size: (?P<bytes>\d+)")
+_MEMORY = re.compile(r"^device mem size: (?P<bytes>\d+)(?: \(.*runtime: (?P<buffers>\d+)\))?")
 _STAGE = re.compile(r"^stage (?P<index>\d+)")
 _RUNTIME = re.compile(r"runtime: (?P<ms>[\d.]+)ms")
 _FUSION = re.compile(r"^(?P<pattern>\w*Attention\w*) : \S+ succeed!", re.M)
@@ -45,6 +45,8 @@ class BModelInfo:
     #: by name, every stage of it: the same net in another shape
     nets: Mapping[str, tuple[ArtifactNet, ...]]
     device_memory_bytes: int
+    #: of those, what the driver reserves for values on their way: as the file's first stage says
+    buffer_bytes: int = 0
 
     def stage(self, name: str, inputs: Mapping[str, tuple[int, ...]]) -> ArtifactNet | None:
         """The stage of a net that takes these shapes, its first one, or None without such a net."""
@@ -66,7 +68,7 @@ def parse_info(text: str, source: Path | str) -> BModelInfo:
     nets: dict[str, list[ArtifactNet]] = {}
     sides: dict[str, list[ArtifactTensor]] = {}
     name = None
-    memory = None
+    memory, buffers = None, 0
     for line in (raw.strip() for raw in text.splitlines()):
         if match := _NET.match(line):
             if match["kind"] != "static":
@@ -84,10 +86,10 @@ def parse_info(text: str, source: Path | str) -> BModelInfo:
             sides[match["side"]].append(ArtifactTensor(match["name"], shape, match["dtype"]))
             nets[name][-1] = ArtifactNet(name, tuple(sides["input"]), tuple(sides["output"]))
         elif match := _MEMORY.match(line):
-            memory = int(match["bytes"])
+            memory, buffers = int(match["bytes"]), int(match["buffers"] or 0)
     if not all(nets.values()) or not nets or memory is None:
         raise ToolError(f"{source}: model_tool printed no nets or no memory size; rebuild the file")
-    return BModelInfo({net: tuple(stages) for net, stages in nets.items()}, memory)
+    return BModelInfo({net: tuple(stages) for net, stages in nets.items()}, memory, buffers)
 
 
 def match_inputs(

@@ -269,6 +269,7 @@ class Steps:
     def assemble(self, job: Job, deployed: Sequence[Deployed], folder: Path) -> dict[str, str]:
         """Puts the nets' BModels into ``folder``, combined or not; returns each net's file."""
         if is_combined(job):
+            self._check_buffers(job, deployed)
             file = bmodel_file(job)
             log = _log(job, "combine")
             log.unlink(missing_ok=True)
@@ -282,6 +283,17 @@ class Steps:
             shutil.move(one.bmodel, folder / file)
             files[one.net] = file
         return files
+
+    def _check_buffers(self, job: Job, deployed: Sequence[Deployed]) -> None:
+        """Whether the first stage of each net leaves room for what all others compute with."""
+        found: dict[str, dict[str, int]] = {}
+        by_name = {one.net: one for one in deployed}
+        for shape in largest_first(shapes_of(job)):
+            stages = found.setdefault(artifact_net(job, shape.name), {})
+            if any(other.is_variant and other.net == shape.net for other in shapes_of(job)):
+                stages[shape.name] = self.info(job, by_name[shape.name].bmodel).buffer_bytes
+        for stages in found.values():
+            check_buffers(job, stages)
 
     def info(self, job: Job, bmodel: Path) -> BModelInfo:
         """What the finished file says of itself."""
@@ -309,6 +321,26 @@ def check_fusions(job: Job, net: str, attentions: int, made: dict[str, int]) -> 
         f"recognises; read {shown(_log(job, net))}, or set targets.{job.target.name}."
         "attention_fusion: recorded in the pipeline file"
     )
+
+
+def check_buffers(job: Job, stages: Mapping[str, int]) -> None:
+    """Compares what the stages of one net need, in bytes, with what the first one reserves.
+
+    The driver takes the buffers of all stages from the first; where another one needs more, it was
+    seen on BM1684X to overwrite instructions, and the largest stage to answer anything.
+
+    Raises:
+        ToolError: another stage needs more.
+    """
+    first = next(iter(stages), "")
+    large = {name: size for name, size in stages.items() if size > stages[first]}
+    if large:
+        sizes = ", ".join(f"{name} {size}" for name, size in large.items())
+        raise ToolError(
+            f"{job.name}: the compiler's buffers of {sizes} bytes exceed those of {first}, "
+            f"{stages[first]}, which the driver reserves for all stages, and answers would be "
+            f"wrong; change or remove these lengths in tasks.{job.task}.shapes.variants"
+        )
 
 
 def _work(job: Job, folder: Path, name: str) -> Work | None:

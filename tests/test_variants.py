@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
 from compile.bmodel_info import parse_info
+from compile.bmodel_steps import check_buffers
 from compile.shapes import largest_first, net_of, net_shapes
 from configs.command import select
-from configs.errors import ConfigError
+from configs.errors import ConfigError, ToolError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
 from runtime.manifests import read_component_manifest
@@ -158,6 +160,22 @@ def test_stages_are_read_from_a_file() -> None:
     assert found is not None
     assert found.outputs[0].shape == (1, 2)
     assert info.stage("other", {}) is None
+
+
+def test_a_stage_that_needs_more_than_the_first_reserves_is_refused() -> None:
+    line = "device mem size: 1285376 (weight: 1142784, instruct: 40192, runtime: {0})\n"
+    text = "net 0: [main]  static\nstage 0, core num: 1\ninput: x, [4, 3], float16,\n"
+    sizes = {
+        name: parse_info(text + line.format(size), "x.bmodel").buffer_bytes
+        for name, size in (("step", 102400), ("step_9p", 102400), ("step_4p", 106496))
+    }
+    job = SimpleNamespace(name="vqa/text_decoder bm1684x f16", task="vqa")
+    with pytest.raises(
+        ToolError, match=r"buffers of step_4p 106496 bytes exceed those of step, 10"
+    ):
+        check_buffers(job, sizes)  # type: ignore[arg-type]
+    del sizes["step_4p"]
+    check_buffers(job, sizes)  # type: ignore[arg-type]
 
 
 def test_two_stages_of_one_file_answer_as_one_by_one(
