@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from runtime.nets import HostLookup
+from verify.tracing.chip_constants import ChipConstants, chip_constants
+from verify.tracing.graph import ExportedGraph
 from verify.tracing.stored_constants import Format, bits, find_constants
 
 SHAPE = (96, 64)
@@ -56,3 +62,62 @@ def test_constants_without_a_pattern_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(64))
     constants = {"ones": np.ones(128, dtype=np.float32), "few": weight()[0, :8]}
     assert find_constants(constants, [tmp_path / "file"], ["float32"]) == []
+
+
+def tied_decoder(folder: Path, embeddings: np.ndarray, positions: np.ndarray) -> ExportedGraph:
+    """A decoder's head tied to its embeddings; both embeddings are looked up on the host."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["embeddings", "input_ids"], ["tokens"]),
+            helper.make_node("Gather", ["positions", "position_ids"], ["places"]),
+            helper.make_node("Add", ["tokens", "places"], ["sum"]),
+            helper.make_node("Transpose", ["embeddings"], ["head"], perm=[1, 0]),
+            helper.make_node("MatMul", ["sum", "head"], ["logits"]),
+        ],
+        "decoder",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, [1, 4])
+            for name in ("input_ids", "position_ids")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, SHAPE[0]])],
+        [
+            numpy_helper.from_array(embeddings, "embeddings"),
+            numpy_helper.from_array(positions, "positions"),
+        ],
+    )
+    onnx.save(helper.make_model(graph), folder / "decoder.onnx")
+    return ExportedGraph(folder / "decoder.onnx")
+
+
+def looked_up(folder: Path, graph: ExportedGraph, stored: np.ndarray) -> ChipConstants:
+    """Of a bf16 artifact whose net holds ``stored`` as its head, with tables in float16."""
+    (folder / "nets.bmodel").write_bytes(bits(stored, "bfloat16").tobytes())
+    tables = {"input_ids": "tokens.npy", "position_ids": "positions.npy"}
+    lookups = [HostLookup(ids, f"{ids}_rows", table) for ids, table in tables.items()]
+    stage = SimpleNamespace(inputs=[SimpleNamespace(name="input_ids_rows", shape=(1, 4, 64))])
+    net = SimpleNamespace(host_lookups=lookups, stages=[stage])
+    files = ["nets.bmodel", *tables.values()]
+    manifest = SimpleNamespace(folder=folder, files=files, nets=[net])
+    return chip_constants(graph, manifest, "bf16")  # type: ignore[arg-type]
+
+
+def test_tables_of_the_host_are_compared_by_rows_and_the_rest_is_in_the_nets(
+    tmp_path: Path,
+) -> None:
+    embeddings, positions = weight(3), weight(4)
+    graph = tied_decoder(tmp_path, embeddings, positions)
+    np.save(tmp_path / "tokens.npy", embeddings.astype(np.float16))
+    np.save(tmp_path / "positions.npy", positions.astype(np.float16))
+
+    whole = looked_up(tmp_path, graph, embeddings)
+    assert [stored.name for stored in whole.found] == ["embeddings"]
+    assert whole.faults(1e-6) == []
+
+    # The right table does not make a wrong head right, nor the right head a wrong table.
+    ((name, what),) = looked_up(tmp_path, graph, weight(5)).faults(1e-6)
+    assert name == "embeddings"
+    assert "not in the compiled files" in what
+    np.save(tmp_path / "positions.npy", positions[::-1].astype(np.float16))
+    ((name, what),) = looked_up(tmp_path, graph, embeddings).faults(1e-6)
+    assert name == "positions"
+    assert "is not the exported one" in what

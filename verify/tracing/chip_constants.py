@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +46,15 @@ class ChipConstants:
 def chip_constants(
     graph: ExportedGraph, target: ComponentManifest, precision: Precision
 ) -> ChipConstants:
-    """Looks an exported graph's constants up in the files of a chip's artifact."""
-    constants = dict(_used(graph, target))
-    files = [target.folder / name for name in target.files]
-    found = find_constants(constants, files, FORMATS[precision])
+    """Looks an exported graph's constants up in the files of a chip's artifact.
+
+    What the host looks up is compared row by row with its table, which has a number format of its
+    own; a table is no place to find what the nets compute with.
+    """
     tables = {lookup.table: lookup for net in target.nets for lookup in net.host_lookups}
+    constants = dict(_used(graph, target, {lookup.indices for lookup in tables.values()}))
+    files = [target.folder / name for name in target.files if name not in tables]
+    found = find_constants(constants, files, FORMATS[precision])
     wrong = [fault for lookup in tables.values() for fault in _table(graph, target, lookup)]
     return ChipConstants(tuple(sorted(found, key=lambda stored: stored.share)), tuple(wrong))
 
@@ -89,13 +93,26 @@ def constants_check(subject: Subject, constants: ChipConstants, precision: Preci
     return Check(subject, len(constants.found), metrics, record, tuple(problems))
 
 
-def _used(graph: ExportedGraph, target: ComponentManifest) -> Iterator[tuple[str, Array]]:
-    """Float constants; of those that are cut to the text's length, the rows that can be reached."""
-    sliced = {node.input[0] for node in graph.model.graph.node if node.op_type == "Slice"}
+def _used(
+    graph: ExportedGraph, target: ComponentManifest, on_host: Collection[str]
+) -> Iterator[tuple[str, Array]]:
+    """Float constants of the nets; of those cut to the text's length, the rows within reach.
+
+    ``on_host`` are the indices that the host looks up: what nothing else reads is in no net. A
+    vocabulary's embeddings, tied to the head, are read twice.
+    """
+    nodes = graph.model.graph.node
+    sliced = {node.input[0] for node in nodes if node.op_type == "Slice"}
+    in_nets = {
+        name
+        for node in nodes
+        if not (node.op_type == "Gather" and node.input[1] in on_host)
+        for name in node.input
+    }
     rows = _text_length(target)
     for name, tensor in graph.initializers.items():
         array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32:
+        if array.dtype == np.float32 and name in in_nets:
             yield name, array[:rows] if name in sliced and array.ndim == 2 else array
 
 
@@ -122,6 +139,8 @@ def _table(
         and node.input[0] in graph.initializers
         and node.input[1] == lookup.indices
     ]
+    if not exported:
+        yield lookup.table, f"no exported constant is looked up by {lookup.indices}"
     table = np.load(target.folder / lookup.table, allow_pickle=False)
     kind: Format = "float16" if table.dtype == np.float16 else "float32"
     for name in exported:
