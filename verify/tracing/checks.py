@@ -18,6 +18,7 @@ from verify.tolerances import LayerTolerance, load_tolerances, source
 from verify.tracing.checkpoint_trace import Checkpoint, on_graph, tensor_of
 from verify.tracing.correspondence import Pair, pairs, weights
 from verify.tracing.graph import Arrays, ExportedGraph
+from verify.tracing.half_precision_ir import half_precision_graph
 from verify.tracing.integer_ir import read_integer_ir
 from verify.tracing.introduced import LayerError, LayerErrors, ranked
 from verify.tracing.openvino_trace import OpenVinoTrace
@@ -66,7 +67,7 @@ def checkpoint_layers(
         names.append(traced.name)
     faults = [
         *missing.items(),
-        *_constants(graph, component, task, checkpoint),
+        *exported_constants(graph, component, task, checkpoint),
         *_epsilons(graph, points, checkpoint),
     ]
     return Layers(tuple(errors.result()), tuple(faults), tuple(names))
@@ -95,7 +96,7 @@ def target_layers(
     integers = read_integer_ir(target, graph) if precision in INTEGERS else None
     quantisers = integers.quantisers if integers else {}
     trace = OpenVinoTrace(target, mode, graph, traced_tensors(graph), quantisers)
-    rounded = graph.rounded("float16") if precision == "f16" else None
+    rounded = half_precision_graph(target, graph) if precision == "f16" else None
     errors = LayerErrors(graph, rounded)
     own = LayerErrors(integers.graph) if integers and mode == "exact" else None
     names = []
@@ -208,12 +209,16 @@ def _masked(sample: Sample) -> Sample | None:
     return replace(sample, name=f"{sample.name}, partly masked", feeds=feeds)
 
 
-def _constants(
+def exported_constants(
     graph: ExportedGraph, component: Component, task: Task, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str]]:
+    """(constant, what is wrong) of those that do not hold the checkpoint's own weights."""
     for weight in weights(component, task, checkpoint.layers(component)):
         expected = checkpoint.parameters.get(weight.parameter)
-        tensor = graph.initializers.get(weight.constant)
+        name = weight.constant
+        if name not in graph.initializers and weight.tied_to:
+            name = weight.tied_to
+        tensor = graph.initializers.get(name)
         if expected is None or tensor is None:
             # Equal constants are stored once, under one name: the layer's own output is compared.
             continue
@@ -223,13 +228,13 @@ def _constants(
             expected = expected.T
         found = numpy_helper.to_array(tensor)
         if found.shape != expected.shape:
-            yield weight.constant, f"shape {list(found.shape)} instead of {list(expected.shape)}"
+            yield name, f"shape {list(found.shape)} instead of {list(expected.shape)}"
         elif not np.array_equal(found, expected):
             scale = float(np.abs(expected).max()) or 1.0
             share = float(np.mean(found != expected))
             worst = float(np.abs(found.astype(np.float64) - expected).max()) / scale
             yield (
-                weight.constant,
+                name,
                 f"{share:.1%} of its values differ from the checkpoint's {weight.parameter}, "
                 f"by up to {worst:.1e} of its scale",
             )

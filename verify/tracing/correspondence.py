@@ -31,13 +31,15 @@ class Pair:
 class Weight:
     """A parameter of the checkpoint and the exported constant that must hold it.
 
-    ``kind`` says how it lies there: as it is, transposed, or the n-th third of a joint weight.
+    ``transposed`` and ``part`` say how it lies there: the latter, as this third of a joint weight.
+    ``tied_to`` is the constant that holds it where the graph has none of its own.
     """
 
     constant: str
     parameter: str
     transposed: bool = False
     part: int | None = None
+    tied_to: str = ""
 
 
 def pairs(component: Component, task: Task, layers: int) -> list[Pair]:
@@ -166,7 +168,7 @@ def _of(pair: Pair, component: Component) -> Iterator[Weight]:
     norm = "norm" in parts[-1]
     if pair.module.endswith("predictions.decoder"):
         yield Weight("head.bias", f"{pair.module}.bias")
-        yield Weight("embeddings.tokens", f"{pair.module}.weight")
+        yield Weight("head.weight", f"{pair.module}.weight", tied_to="embeddings.tokens")
         return
     yield Weight(f"{name}.weight", f"{pair.module}.weight", transposed=not norm, part=pair.part)
     yield Weight(f"{name}.bias", f"{pair.module}.bias", part=pair.part)

@@ -136,7 +136,7 @@ class ExportedGraph:
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         divisors = {node.input[1] for node in model.graph.node if node.op_type == "Div"}
-        for tensor in _constants(model):
+        for tensor in constants(model):
             wanted = only is None or tensor.name in only
             if wanted and tensor.data_type == TensorProto.FLOAT and tensor.name not in divisors:
                 array = numpy_helper.to_array(tensor)
@@ -242,7 +242,8 @@ def _layer_number(name: str) -> str:
     return parts[1] if parts[0] == "layers" and len(parts) > 1 else ""
 
 
-def _constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+def constants(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers and the tensors of Constant nodes; these are given the name they are read by."""
     found = list(model.graph.initializer)
     for node in model.graph.node:
         if node.op_type == "Constant":

@@ -21,6 +21,7 @@ from runtime.manifests import ComponentManifest
 from runtime.openvino_session import shared_core
 from verify.artifacts import runtime_failures
 from verify.tracing.graph import Array, ExportedGraph
+from verify.tracing.half_precision_ir import in_precision, moved_factors
 
 #: A weight is at most half a step off; scales and smoothing factors, stored in half precision, move
 #: a weight of 255 steps by another eighth of one.
@@ -74,26 +75,14 @@ def read_integer_ir(manifest: ComponentManifest, graph: ExportedGraph) -> Intege
     """
     with runtime_failures():
         model = shared_core().read_model(str(manifest.folder / manifest.nets[0].file))
-    return _Reader(graph, model, _factors(manifest, graph)).read()
-
-
-def _factors(manifest: ComponentManifest, graph: ExportedGraph) -> dict[str, float]:
-    """What the IR moved into weights, by the exported product that they belong to."""
-    factors = {}
-    for net in manifest.nets:
-        for spec in net.outputs:
-            if spec.layout is not None and spec.layout.scale != 1.0:
-                # Of two components in one IR, the other one's outputs are not in this graph.
-                for product in list(graph.products_before(spec.name))[-1:]:
-                    factors[product] = spec.layout.scale
-    return factors
+    return _Reader(graph, model, moved_factors(manifest, graph)).read()
 
 
 class _Reader:
     def __init__(self, graph: ExportedGraph, ir: Any, factors: Mapping[str, float]) -> None:
         self._graph = graph
         self._factors = factors
-        self._model = graph.rounded("float16", _in_half_precision(ir))
+        self._model = graph.rounded("float16", in_precision(ir, "f16"))
         self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._found = IntegerIr(graph)
         self._added: dict[str, onnx.NodeProto] = {}
@@ -239,22 +228,6 @@ class _Reader:
                 factor: Array = numpy_helper.to_array(tensor)
                 return factor.reshape(-1, 1)
         return None
-
-
-def _in_half_precision(ir: Any) -> set[str]:
-    """Names of the constants that the IR stores in half precision, as the exported graph has them.
-
-    Beside integers, some or all of the others stay in float32.
-    """
-    names = set()
-    for operation in ir.get_ops():
-        if (
-            operation.get_type_name() == "Constant"
-            and operation.get_element_type().get_type_name() == "f16"
-        ):
-            name = operation.get_friendly_name().removesuffix("_compressed")
-            names |= {name, f"{name}_output_0"}
-    return names
 
 
 def _product(maker: Any) -> Any | None:
