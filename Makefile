@@ -80,7 +80,7 @@ evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the check
 	@$(PYTHON) -m verify evaluate $(evaluated) $(target) $(precision)
 
 bench: $(ENVIRONMENT) ## measure torch, onnxruntime, the notebook's design and our modes side by side (QUICK=1)
-	@$(PYTHON) -m verify bench $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(if $(TASK),--task $(TASK)) $(if $(QUICK),--quick)
+	@$(PYTHON) -m benchmarks $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(if $(TASK),--task $(TASK)) $(if $(QUICK),--quick)
 
 ##@ Develop
 test: setup ## run the tests

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from compile.estimates.command import estimate
+from compile.bmodel.estimates.command import estimate
 from compile.pipeline import jobs, run, show_plan
-from configs.command import exit_codes, select
 from configs.errors import ConfigError
+from pipeline.command import exit_codes, select
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

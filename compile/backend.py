@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from configs.build import files_match
 from configs.errors import InputError
 from configs.layout import Layout, Location
 from configs.load import shown
-from configs.manifest import ComponentManifest, TaskManifest, read_manifest
 from configs.schema import Component, Precision, TargetConfig, Task
+from pipeline.build import files_match
+from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
 
 
 @dataclass(frozen=True)

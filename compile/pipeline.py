@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compile.backend import Backend, Job, Source, read_source
-from compile.bmodel import SophonBackend
-from compile.openvino_ir import OpenVinoBackend
-from compile.task_file import TaskFile
-from compile.vendor_process import MemoryBudget, VendorTools
-from configs.build import Built, build_component, discard
-from configs.command import Selection
-from configs.console import Steps, messages, output, steps
+from compile.bmodel.backend import SophonBackend
+from compile.bmodel.task_file import TaskFile
+from compile.ir.backend import OpenVinoBackend
 from configs.layout import Layout
-from configs.manifest import ComponentManifest
+from pipeline.build import Built, build_component, discard
+from pipeline.command import Selection
+from pipeline.console import Steps, messages, output, steps
+from pipeline.manifest import ComponentManifest
+from pipeline.tpu_tools.process import MemoryBudget, VendorTools
 
 #: Steps that run side by side, and the memory they may take together beside this process. A
 #: full-size BLIP-base build stays below 6 GB on two cores with these.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.build import artifact_lock, files_match, staging
-from configs.manifest import FileRecord, file_record, key_of
+from pipeline.build import artifact_lock, files_match, staging
+from pipeline.manifest import FileRecord, file_record, key_of
 
 _CONTENTS = "contents.json"
 #: A folder that no run has used for this long is removed when another of its name is made. Another

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from configs.command import exit_codes, select
-from configs.console import messages, output
 from configs.load import shown
 from export.pipeline import TaskPlan, plan, run
+from pipeline.command import exit_codes, select
+from pipeline.console import messages, output
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

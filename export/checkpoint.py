@@ -18,8 +18,9 @@ from typing import Any
 from configs.errors import InputError
 from configs.layout import checkpoint_folder
 from configs.load import shown
-from configs.manifest import Checkpoint, file_sha256
 from configs.schema import Task, TaskConfig
+from export.files import CONFIG, IMAGE_FILES, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
+from pipeline.manifest import Checkpoint, file_sha256
 
 ARCHITECTURES: dict[Task, str] = {
     "caption": "BlipForConditionalGeneration",
@@ -27,20 +28,6 @@ ARCHITECTURES: dict[Task, str] = {
     "itm": "BlipForImageTextRetrieval",
 }
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-#: files that decide preprocessing
-IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
-#: files that decide tokenisation
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
-PROCESSOR_FILES = (*IMAGE_FILES, *TEXT_FILES)
 #: safetensors allows headers up to this many bytes
 _MAXIMUM_HEADER = 100_000_000
 

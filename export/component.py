@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import torch
 from torch import nn
 
-from configs.manifest import TensorSpec
 from export.samples import Samples
 from export.settings import ModelSettings
+from pipeline.manifest import TensorSpec
 
 #: names of dynamic axes (docs/manifest.md)
 BATCH = "batch"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from configs.errors import BlipEdgeError, InputError, ToolError
-from export.checkpoint import CONFIG, PROCESSOR_FILES
+from export.files import CONFIG, PROCESSOR_FILES
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = [CONFIG, *PROCESSOR_FILES, "*.safetensors", "*.safetensors.index.json"]

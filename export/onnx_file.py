@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from configs.errors import ToolError
-from configs.manifest import TensorSpec
 from export.component import Tensors
+from pipeline.manifest import TensorSpec
 
 #: fixed by the TPU compiler's importer: LayerNormalization is native, nothing newer is needed
 OPSET = 17

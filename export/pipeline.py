@@ -9,16 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.build import build_component, current, source_digest, tool_versions
-from configs.command import Selection
-from configs.console import Steps, steps
 from configs.layout import Layout, Location
 from configs.load import shown
-from configs.manifest import Net, key_of
 from configs.schema import Component, PipelineConfig, Task
-from export.checkpoint import IMAGE_FILES, TEXT_FILES, CheckpointFiles, inspect
+from export.checkpoint import CheckpointFiles, inspect
 from export.components import registry
+from export.files import IMAGE_FILES, TEXT_FILES
 from export.task_manifest import TaskItem, build_task, plan_task, restamp
+from pipeline.build import build_component, current, source_digest, tool_versions
+from pipeline.command import Selection
+from pipeline.console import Steps, steps
+from pipeline.manifest import Net, key_of
 
 if TYPE_CHECKING:
     from export.processor import Processor
@@ -95,7 +96,7 @@ def _key_inputs(
         "weights": files.digest(weights),
         # Reference inputs are real: scenes through the checkpoint's own processor.
         "processor": {n: d for n, d in files.processor_sha256.items() if n in names},
-        "sources": {"export": source_digest("export"), "scenes": source_digest("configs/scenes")},
+        "sources": {"export": source_digest("export"), "scenes": source_digest("pipeline/scenes")},
         "tools": versions,
     }
 

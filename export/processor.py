@@ -9,10 +9,10 @@ from typing import Any
 
 from configs.errors import InputError
 from configs.load import shown
-from configs.manifest import ImageSettings, TextSettings
 from configs.schema import TaskConfig
 from export.checkpoint import CheckpointFiles
 from export.settings import ModelSettings
+from pipeline.manifest import ImageSettings, TextSettings
 
 FOLDER = "processor"
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

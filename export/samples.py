@@ -8,16 +8,9 @@ from typing import Any
 
 import torch
 
-from configs.scenes import (
-    CAPTION_PROMPT,
-    caption,
-    draw,
-    matching_pairs,
-    questions,
-    scenes,
-)
 from export.processor import Processor
 from export.settings import ModelSettings
+from pipeline.scenes import CAPTION_PROMPT, caption, draw, matching_pairs, questions, scenes
 
 #: held-out scenes that reference data is made of
 SCENE_COUNT = 2

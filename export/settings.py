@@ -8,9 +8,10 @@ from typing import Any
 
 from configs.errors import ConfigError, InputError
 from configs.load import shown
-from configs.manifest import Dimensions
 from configs.schema import StaticShapes, Task
-from export.checkpoint import CONFIG, CheckpointFiles, read_json
+from export.checkpoint import CheckpointFiles, read_json
+from export.files import CONFIG
+from pipeline.manifest import Dimensions
 
 
 @dataclass(frozen=True)

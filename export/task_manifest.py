@@ -6,7 +6,11 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from configs.build import (
+from configs.errors import InputError
+from configs.layout import Layout, Location
+from configs.schema import TASK_COMPONENTS, PipelineConfig
+from export.checkpoint import CheckpointFiles
+from pipeline.build import (
     artifact_lock,
     as_json,
     files_match,
@@ -15,9 +19,7 @@ from configs.build import (
     staging,
     write_atomically,
 )
-from configs.errors import InputError
-from configs.layout import Layout, Location
-from configs.manifest import (
+from pipeline.manifest import (
     Checkpoint,
     ComponentManifest,
     TaskManifest,
@@ -25,8 +27,6 @@ from configs.manifest import (
     key_of,
     read_manifest,
 )
-from configs.schema import TASK_COMPONENTS, PipelineConfig
-from export.checkpoint import CheckpointFiles
 
 if TYPE_CHECKING:
     from export.processor import Processor

@@ -7,9 +7,9 @@ import sys
 import warnings
 from typing import List, Optional
 
-from runtime.errors import BlipEdgeError
-from runtime.options import build_parser
-from runtime.sessions import one_line
+from .cli.options import build_parser
+from .errors import BlipEdgeError
+from .sessions.session import one_line
 
 _INTERRUPTED = 130
 _DEBUG = "BLIP_EDGE_DEBUG"
@@ -26,11 +26,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
     warnings.simplefilter("ignore")
     try:
         if options.command in ("devices", "info"):
-            from runtime import information
+            from .cli import information
 
             code: int = getattr(information, options.command)(options)
         else:
-            from runtime.commands import COMMANDS
+            from .cli.commands import COMMANDS
 
             code = COMMANDS[options.command](options)
         sys.stdout.flush()

@@ -21,12 +21,12 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from runtime.artifacts import Artifacts
-from runtime.decoding import NEXT_TOKEN
-from runtime.devices import SIMULATOR
-from runtime.errors import BlipEdgeError, InputError
-from runtime.sessions import Session, SessionOptions, one_line
-from runtime.tasks import TASKS
+from .decoding.decoder_run import NEXT_TOKEN
+from .errors import BlipEdgeError, InputError
+from .sessions.devices import SIMULATOR
+from .sessions.session import Session, SessionOptions, one_line
+from .tasks.artifacts import Artifacts
+from .tasks.registry import TASKS
 
 BUNDLE_FILE = "bundle.json"
 RESULTS_FILE = "results.json"

@@ -18,26 +18,31 @@ import numpy as np
 import typer
 
 from compile.backend import Job, read_source
-from compile.bmodel import SophonBackend
-from compile.bmodel_steps import Graph, Steps
-from compile.calibration.quantizer import Calibrated, NetToQuantize, calibrate, calibration_inputs
-from compile.prepare import Prepared
-from compile.tpu_mlir import transformed
-from compile.vendor_process import MemoryBudget, VendorTools
-from configs.build import build_component
-from configs.command import exit_codes, select
-from configs.console import messages, output
+from compile.bmodel.backend import SophonBackend
+from compile.bmodel.integers.quantizer import (
+    Calibrated,
+    NetToQuantize,
+    calibrate,
+    calibration_inputs,
+)
+from compile.bmodel.prepare import Prepared
+from compile.bmodel.steps import Graph, Steps
 from configs.errors import BlipEdgeError, ConfigError
 from configs.layout import Layout, Location
-from configs.manifest import ComponentManifest
 from configs.schema import Component, Task
-from runtime.manifests import read_component_manifest
-from runtime.matching import Matcher
-from verify.answers import generated_tokens, match_scores
+from pipeline.build import build_component
+from pipeline.command import exit_codes, select
+from pipeline.console import messages, output
+from pipeline.manifest import ComponentManifest
+from pipeline.tpu_tools.command_lines import transformed
+from pipeline.tpu_tools.process import MemoryBudget, VendorTools
+from runtime.files.manifests import read_component_manifest
+from runtime.tasks.matching import Matcher
+from verify.answers.quality import match_quality, text_quality
+from verify.answers.whole_answers import generated_tokens, match_scores
 from verify.artifacts import TargetArtifacts, find_artifacts
-from verify.bench import TaskBench
-from verify.components import onnxruntime_vs_target
-from verify.quality import match_quality, text_quality
+from verify.opened import TaskBench
+from verify.parity.components import onnxruntime_vs_target
 from verify.results import Subject
 
 OURS = "our search"

@@ -70,7 +70,7 @@ def show(diagnosis: Diagnosis) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from configs.console import output
+    from pipeline.console import output
 
     groups: set[str] = set()
     table = Table("this machine", "status", "found", box=None, header_style="bold")

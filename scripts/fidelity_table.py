@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from configs.command import exit_codes
-from configs.console import output
 from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import load_pipeline, shown
+from pipeline.command import exit_codes
+from pipeline.console import output
 
 NAMES = {"caption": "caption", "vqa": "question answering", "itm": "matching"}
 ARTIFACTS = {"onnx": "ONNX", "openvino": "OpenVINO IR"}

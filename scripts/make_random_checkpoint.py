@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from transformers import BlipConfig, BlipImageProcessorPil
 
-from configs.scenes import vocabulary
-from scripts.reference_training.architecture import MODEL_CLASSES, TASKS
-from scripts.reference_training.checkpoint import save_checkpoint
-from scripts.reference_training.tokenizer import SPECIAL_TOKENS, build_tokenizer, word_pieces
+from models.checkpoints.training.architecture import MODEL_CLASSES, TASKS
+from models.checkpoints.training.checkpoint import save_checkpoint
+from models.checkpoints.training.tokenizer import SPECIAL_TOKENS, build_tokenizer, word_pieces
+from pipeline.scenes import vocabulary
 
 PIECES = 30522
 """Size of BERT's vocabulary; [DEC] and [ENC] follow it."""

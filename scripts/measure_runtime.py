@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from configs.layout import REPOSITORY_ROOT
-from configs.scenes import draw, make_scene
-from runtime.tasks import Captioner
-from runtime.timing import Timings
+from pipeline.scenes import draw, make_scene
+from runtime.tasks.registry import Captioner
+from runtime.tasks.timing import Timings
 
 _PHASES = """
 import sys, time

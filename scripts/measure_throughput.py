@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from configs.scenes import draw, make_scene
-from runtime.tasks import Captioner
+from pipeline.scenes import draw, make_scene
+from runtime.tasks.registry import Captioner
 
 _PHOTO = (640, 480)
 #: Images before a long run counts: caches of shapes fill, allocators settle.

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from configs.command import exit_codes
-from configs.console import output
 from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import load_pipeline, pipeline_target, shown
-from configs.manifest import ComponentManifest, read_manifest
 from configs.schema import TASK_COMPONENTS, TASK_METRICS, Precision, Task
+from pipeline.command import exit_codes
+from pipeline.console import output
+from pipeline.manifest import ComponentManifest, read_manifest
 from scripts.fidelity_table import NAMES
 
 HEADER = (

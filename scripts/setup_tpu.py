@@ -94,7 +94,7 @@ def _check_machine() -> None:
 
 def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> None:
     """Runs a command with its output in the log and a progress bar on the terminal."""
-    from configs.console import steps
+    from pipeline.console import steps
 
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -129,7 +129,7 @@ def _run_logged(command: list[str], title: str, expected_packages: int = 0) -> N
 
 def _install(command: list[str], packages: int) -> None:
     """Runs pip, and again after a pause where it failed."""
-    from configs.console import messages
+    from pipeline.console import messages
 
     for pause_s in PAUSES_S:
         try:

@@ -14,8 +14,8 @@ import yaml
 
 from compile.backend import Job, Source, read_source
 from compile.pipeline import jobs
-from configs.command import select
-from configs.manifest import ComponentManifest, read_manifest
+from pipeline.command import select
+from pipeline.manifest import ComponentManifest, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ import transformers
 import yaml
 from transformers import BertTokenizerFast, BlipConfig, BlipImageProcessorPil
 
-from configs.scenes import vocabulary
+from pipeline.scenes import vocabulary
 
 ARCHITECTURES = {
     "caption": "BlipForConditionalGeneration",

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from configs.scenes import draw, scenes
+from pipeline.scenes import draw, scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {

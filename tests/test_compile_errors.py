@@ -13,12 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compile import tpu_mlir, vendor_process
-from compile.openvino_ir import OpenVinoBackend
+from compile.ir.backend import OpenVinoBackend
 from compile.pipeline import jobs, run
-from compile.vendor_process import VendorTools, telling_lines
-from configs.command import select
 from configs.errors import InputError, ToolError
+from pipeline.command import select
+from pipeline.tpu_tools import command_lines, process
+from pipeline.tpu_tools.process import VendorTools, telling_lines
 from tests.compile_private import PrivatePipeline, private_pipeline
 
 SMALLEST = "vision_projection"
@@ -58,7 +58,7 @@ def test_a_graph_that_is_no_onnx_is_refused(pipeline: PrivatePipeline, tmp_path:
     folder.mkdir()
     with pytest.raises(InputError, match="make export"):
         OpenVinoBackend().build(pipeline.job(SMALLEST, "openvino"), source, folder)
-    from compile.prepare import prepare
+    from compile.bmodel.prepare import prepare
 
     with pytest.raises(InputError, match="not a readable ONNX file"):
         prepare(source, (), (), folder)
@@ -97,12 +97,12 @@ def test_unknown_names_are_refused(pipeline: PrivatePipeline) -> None:
 def test_a_missing_vendor_environment_says_how_to_make_it(
     pipeline: PrivatePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tpu_mlir, "TPU_ENVIRONMENT", tmp_path / "nowhere")
+    monkeypatch.setattr(command_lines, "TPU_ENVIRONMENT", tmp_path / "nowhere")
     selected = jobs(select(pipeline.config, component=SMALLEST, target="bm1684x"))
     with pytest.raises(ToolError, match="not installed; run: make setup-tpu"):
         run(selected)
     with pytest.raises(ToolError, match=r"model_deploy\.py: vendor tool not found.*make setup-tpu"):
-        tpu_mlir.tool(tpu_mlir.DEPLOY)
+        command_lines.tool(command_lines.DEPLOY)
     assert pipeline.manifests() == {}
 
 
@@ -120,7 +120,7 @@ def test_a_vendor_failure_shows_command_code_lines_and_log(tmp_path: Path) -> No
     rejected_graph(tmp_path / "det.onnx")
     folder, log = tmp_path / "work", tmp_path / "logs" / "det.log"
     folder.mkdir()
-    argv = tpu_mlir.transform("det", "../det.onnx")
+    argv = command_lines.transform("det", "../det.onnx")
     with pytest.raises(ToolError) as caught:
         VendorTools().run(argv, folder, log)
     message = str(caught.value)
@@ -133,7 +133,7 @@ def test_a_vendor_failure_shows_command_code_lines_and_log(tmp_path: Path) -> No
 
 def test_a_tool_that_hangs_is_ended_with_all_its_children(tmp_path: Path) -> None:
     rejected_graph(tmp_path / "det.onnx")
-    argv = tpu_mlir.transform("det", "../det.onnx")
+    argv = command_lines.transform("det", "../det.onnx")
     folder = tmp_path / "work"
     folder.mkdir()
     with pytest.raises(ToolError, match=r"did not finish in 0\.2 s"):
@@ -153,7 +153,7 @@ def test_the_vendor_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TPUC_ROOT"):
         monkeypatch.setenv(name, "/elsewhere")
     monkeypatch.setenv("HOME", "/home/user")
-    kept = vendor_process.clean_environment()
+    kept = process.clean_environment()
     assert "/elsewhere" not in kept.values()
     assert kept["HOME"] == "/home/user"
 
@@ -175,13 +175,13 @@ def test_a_full_disk_leaves_no_artifact(pipeline: PrivatePipeline, target: str) 
 def working_in(folder: Path) -> list[int]:
     """Processes whose working directory lies in ``folder``."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            where = (process / "cwd").readlink()
+            where = (entry / "cwd").readlink()
         except OSError:
             continue
         if where.is_relative_to(folder):
-            found.append(int(process.name))
+            found.append(int(entry.name))
     return found
 
 

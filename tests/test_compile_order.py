@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from compile.backend import read_source
+from compile.bmodel.prepare import FIX_SHAPES, Prepared, PreparedNet, adopt_prepared, read_prepared
 from compile.pipeline import _longest_first, _Prepared, backends, jobs
-from compile.prepare import FIX_SHAPES, Prepared, PreparedNet, adopt_prepared, read_prepared
-from compile.vendor_process import MemoryBudget, VendorTools
-from configs.command import select
-from configs.manifest import HostLookup, Rewrite
+from pipeline.command import select
+from pipeline.manifest import HostLookup, Rewrite
+from pipeline.tpu_tools.process import MemoryBudget, VendorTools
 from tests.compile_private import ROOT
 
 

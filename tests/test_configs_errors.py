@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.command import select
 from configs.errors import ConfigError
 from configs.layout import CONFIGS_FOLDER
 from configs.load import load_pipeline, load_target
+from pipeline.command import select
 
 REFERENCE = CONFIGS_FOLDER / "reference.yaml"
 

@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 import torch
 
-from configs.manifest import ComponentManifest, read_manifest
 from configs.schema import TASK_COMPONENTS
 from export.component import Tensors, tensor
 from export.components import text_decoder, vision_encoder
 from export.onnx_file import OPSET, write_onnx
 from export.settings import read_settings
+from pipeline.manifest import ComponentManifest, read_manifest
 from tests.export_checkpoints import Sizes, make_model
 
 EVERY = [(task, name) for task, names in TASK_COMPONENTS.items() for name in names]

@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
-from configs.command import select
 from configs.errors import ParityError
-from configs.manifest import ComponentManifest, TaskManifest, read_manifest
 from configs.schema import TASK_COMPONENTS
 from export.components import layers
 from export.pipeline import plan, run
+from pipeline.command import select
+from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
 from tests.export_checkpoints import Sizes, make_checkpoint, write_pipeline
 
 #: relative to the output's scale

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BlipImageProcessorPil
 
-from configs.command import select
-from configs.manifest import TaskManifest, read_manifest
 from export.pipeline import plan, run
+from pipeline.command import select
+from pipeline.manifest import TaskManifest, read_manifest
 from tests.export_checkpoints import make_checkpoint, pieces, write_pipeline
 
 TEXTS = ["a picture of", "How many RED circles are there?", "zebra", ""]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.scenes import draw, make_scene
-from runtime.openvino_session import OpenVinoSession
-from runtime.task import Task
-from runtime.tasks import Captioner, Matcher, QuestionAnswerer
+from pipeline.scenes import draw, make_scene
+from runtime.sessions.openvino_session import OpenVinoSession
+from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
+from runtime.tasks.task import Task
 
 #: More than one call of the vision encoder, and a remainder.
 IMAGES = 7

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.tasks import Captioner, Matcher, QuestionAnswerer
+from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 from tests.runtime_support import IMAGES, ROOT, THREADS
 
 REQUIREMENTS = ROOT / "requirements" / "runtime.txt"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from runtime.__main__ import main
-from runtime.devices import check_device, openvino_device, real_devices
 from runtime.errors import BackendError, InputError
-from runtime.openvino_session import check_arithmetic, shared_core
-from runtime.sessions import SessionOptions
-from runtime.tasks import Captioner
+from runtime.sessions.devices import check_device, openvino_device, real_devices
+from runtime.sessions.openvino_session import check_arithmetic, shared_core
+from runtime.sessions.session import SessionOptions
+from runtime.tasks.registry import Captioner
 from tests.runtime_support import IMAGES, THREADS
 
 SEVERAL = ["CPU", "GPU.0", "GPU.1", "NPU"]

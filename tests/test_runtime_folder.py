@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from runtime.__main__ import main
+from runtime.cli.inputs import image_paths, work_items
 from runtime.errors import BackendError, InputError
-from runtime.images import PreparedImage
-from runtime.inputs import image_paths, work_items
-from runtime.streaming import StoppedError, StopSignal, Stream
-from runtime.tasks import Captioner, Matcher
+from runtime.preprocessing.images import PreparedImage
+from runtime.tasks.registry import Captioner, Matcher
+from runtime.tasks.streaming import StoppedError, StopSignal, Stream
 from tests.runtime_support import IMAGES, ROOT, THREADS
 
 

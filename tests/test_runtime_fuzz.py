@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime.errors import InputError
-from runtime.images import load_image
-from runtime.manifests import read_task_manifest
-from runtime.preprocessing import ImagePreprocessor
-from runtime.tasks import Captioner, Matcher, QuestionAnswerer
-from runtime.tokenization import TextTokenizer
+from runtime.files.manifests import read_task_manifest
+from runtime.preprocessing.images import load_image
+from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 from tests.runtime_support import IMAGES, THREADS
 
 #: Mutations per encoding; twelve encodings make 2,160 damaged images.

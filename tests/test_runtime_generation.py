@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.tasks import Captioner
+from runtime.tasks.registry import Captioner
 from tests.runtime_support import (
     IMAGES,
     THREADS,

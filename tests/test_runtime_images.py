@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import images as runtime_images
 from runtime.errors import InputError
-from runtime.images import load_image
-from runtime.manifests import read_task_manifest
-from runtime.preprocessing import ImagePreprocessor
+from runtime.files.manifests import read_task_manifest
+from runtime.preprocessing import images as runtime_images
+from runtime.preprocessing.images import load_image
+from runtime.preprocessing.pixel_values import ImagePreprocessor
 from tests.runtime_support import IMAGES, reference_pixels, reference_processor
 
 SIZE = (90, 61)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from runtime.errors import ArtifactError, BackendError, InputError
-from runtime.manifests import read_component_manifest, read_task_manifest
-from runtime.sessions import SessionOptions, narrowed, open_session, widened
-from runtime.tasks import Captioner, Matcher
+from runtime.files.manifests import read_component_manifest, read_task_manifest
+from runtime.files.number_formats import narrowed, widened
+from runtime.sessions.opening import open_session
+from runtime.sessions.session import SessionOptions
+from runtime.tasks.registry import Captioner, Matcher
 from tests.runtime_support import IMAGES
 
 Change = Callable[[dict[str, Any]], Any]
@@ -43,7 +45,7 @@ def refused(action: Callable[[], object], message: str) -> None:
 
 
 def test_the_runtimes_reader_and_the_pipelines_agree(exported_artifacts: Path):
-    from configs.manifest import ComponentManifest, TaskManifest, read_manifest
+    from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
 
     for path in exported_artifacts.glob("*/manifest.json"):
         ours, theirs = read_task_manifest(path), read_manifest(TaskManifest, path)

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.errors import ArtifactError, BackendError, InputError
-from runtime.simulator_session import SimulatorSession, find_python
+from runtime.simulator.session import SimulatorSession, find_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOOLS = REPOSITORY / ".venv-tpu" / "bin"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from configs.scenes import matching_pairs, questions
+from pipeline.scenes import matching_pairs, questions
 from runtime.errors import InputError
-from runtime.tasks import BlipModel, Captioner, Matcher, QuestionAnswerer
-from runtime.timing import Timings
+from runtime.tasks.registry import BlipModel, Captioner, Matcher, QuestionAnswerer
+from runtime.tasks.timing import Timings
 from tests.runtime_support import (
     IMAGES,
     SCENES,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.scenes import caption, questions
+from pipeline.scenes import caption, questions
 from runtime.errors import ArtifactError, InputError
-from runtime.manifests import read_task_manifest
-from runtime.tokenization import MAXIMUM_CHARACTERS, TextTokenizer
+from runtime.files.manifests import read_task_manifest
+from runtime.preprocessing.tokenization import MAXIMUM_CHARACTERS, TextTokenizer
 from tests.runtime_support import SCENES, reference_tokenizer
 
 TEXTS = [

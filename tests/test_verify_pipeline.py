@@ -17,9 +17,9 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from configs.command import select
 from configs.errors import InputError
-from configs.manifest import file_record
+from pipeline.command import select
+from pipeline.manifest import file_record
 from verify.pipeline import Verification, failure, verify
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configs.errors import ToolError
-from runtime.manifests import ComponentManifest, FileRecord, Net, TensorSpec
-from runtime.sessions import ArrayDict, Session, SessionOptions
-from verify.remembered import RememberedSession, forget_others
+from runtime.files.manifests import ComponentManifest, FileRecord, Net, TensorSpec
+from runtime.sessions.session import ArrayDict, Session, SessionOptions
+from verify.remembered_calls import RememberedSession, forget_others
 from verify.results import Check, Store, Subject, passed, write_verdict
 
 SUBJECT = Subject(

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
-from configs.command import exit_codes, select
 from configs.load import shown
-from verify.benchmark.command import bench
+from pipeline.command import exit_codes, select
 from verify.bisect.command import bisect
 from verify.board.command import board_test
 from verify.board.judge import failure as board_failure
 from verify.board.judge import judge
 from verify.evaluation.command import evaluate
+from verify.page.command import report
 from verify.pipeline import announce, failure, verify
 from verify.report import print_not_simulated, print_table
-from verify.report_page.command import report
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,7 +62,6 @@ def main(
 application.command()(evaluate)
 application.command()(report)
 application.command("board-test")(board_test)
-application.command()(bench)
 application.command()(bisect)
 
 

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import runtime.errors as runtime_errors
-from configs.command import Selection
 from configs.errors import BlipEdgeError, InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.manifest import TaskManifest, key_of, read_manifest
 from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
-from runtime.manifests import ComponentManifest, component_manifests
+from pipeline.command import Selection
+from pipeline.manifest import TaskManifest, key_of, read_manifest
+from runtime.files.manifests import ComponentManifest, component_manifests
 
 ONNX = "onnx"
 

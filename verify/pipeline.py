@@ -12,33 +12,33 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from configs.build import tool_versions
-from configs.command import Selection
-from configs.console import Steps, messages, steps
 from configs.errors import BlipEdgeError, ParityError, ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import Component, Precision
-from runtime.answering import QuestionAnswerer
-from runtime.captioning import Captioner
-from runtime.matching import Matcher
-from runtime.tokenization import TextTokenizer
-from verify.answers import generated_tokens, match_scores, score_check, token_check
+from configs.tolerances import Gate, load_tolerances
+from pipeline.build import tool_versions
+from pipeline.command import Selection
+from pipeline.console import Steps, messages, steps
+from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.tasks.answering import QuestionAnswerer
+from runtime.tasks.captioning import Captioner
+from runtime.tasks.matching import Matcher
+from verify.answers.quality import match_quality, text_quality, with_quality
+from verify.answers.whole_answers import generated_tokens, match_scores, score_check, token_check
 from verify.artifacts import ONNX, TargetArtifacts, build_command, digest, find_artifacts
-from verify.bench import CASES_AT_ONCE, TaskBench, forget_stale_answers
-from verify.checkpoint import check_checkpoint
-from verify.combined import combined_check
-from verify.components import (
+from verify.checkpoint.files import check_checkpoint
+from verify.opened import CASES_AT_ONCE, TaskBench, forget_stale_answers
+from verify.parity.combined import combined_check
+from verify.parity.components import (
     hf_vs_wrapper,
     onnxruntime_vs_target,
     padded_vs_unpadded,
     wrapper_vs_onnxruntime,
 )
-from verify.lineage import broken_lineage
+from verify.parity.lineage import broken_lineage
 from verify.plan import Plan, Planned, make_plan
-from verify.quality import match_quality, text_quality, with_quality
 from verify.results import STORE_FILE, Check, Store, passed, write_verdict
-from verify.tolerances import Gate, load_tolerances
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,8 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
 
 def _layers(item: Planned, bench: TaskBench) -> Check:
     # Here, not above: an unchanged run must not wait for onnx to load.
-    from verify.tracing.checks import (
-        checkpoint_layers,
-        exported_graph,
-        layer_check,
-        target_layers,
-    )
-    from verify.tracing.chip_constants import chip_constants, constants_check
+    from verify.layers.checks import checkpoint_layers, exported_graph, layer_check, target_layers
+    from verify.layers.chip_constants import chip_constants, constants_check
 
     subject, component = item.subject, item.subject.named_component
     onnx = item.task.onnx.components[component]
@@ -213,7 +208,7 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
 
 
 def _stages(item: Planned, bench: TaskBench) -> Check:
-    from verify.stages.check import HOST_CASES, stage_check, stage_findings
+    from verify.host.check import HOST_CASES, stage_check, stage_findings
 
     cases = bench.cases(HOST_CASES)
     found = stage_findings(
@@ -295,7 +290,7 @@ def arithmetic(
         return _WEIGHT_ONLY.get(stored, stored)
     if mode != "fast":
         return "f32"
-    from runtime.openvino_session import shared_core
+    from runtime.sessions.openvino_session import shared_core
 
     names: dict[str, Precision] = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
     hint = str(shared_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())

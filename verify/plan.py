@@ -9,27 +9,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs.build import source_digest, tool_versions
-from configs.command import Selection
 from configs.errors import ConfigError
 from configs.load import shown
-from configs.manifest import key_of
 from configs.schema import Component, TokenGate
+from configs.tolerances import Stage, tolerances_digest
+from pipeline.build import source_digest, tool_versions
+from pipeline.command import Selection
+from pipeline.manifest import key_of
+from verify.answers.quality import NamedGate, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
-from verify.bench import simulator_version
-from verify.checkpoint import checkpoint_files
-from verify.combined import combined_file
-from verify.quality import NamedGate, named_gate
+from verify.checkpoint.files import checkpoint_files
+from verify.layers.stored_constants import FORMATS
+from verify.opened import simulator_version
+from verify.parity.combined import combined_file
 from verify.results import Kind, Subject
-from verify.tolerances import Stage, tolerances_digest
-from verify.tracing.stored_constants import FORMATS
 
 #: BModels beyond this size take minutes per simulated call: simulated only when asked for.
 LARGE_BMODEL_BYTES = 48 << 20
 #: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
 OPENVINO_MODES = ("exact", "fast")
 #: Subfolders of verify/ that only read results or measure something else: no check depends on them.
-NOT_PART_OF_A_CHECK = ("benchmark", "bisect", "board", "evaluation", "report_page")
+NOT_PART_OF_A_CHECK = ("bisect", "board", "evaluation", "page")
 #: Stages that look into an artifact.
 LAYER_STAGES: tuple[Stage, ...] = ("checkpoint_layers", "target_layers", "target_constants")
 #: Components that take text of a fixed length on chips, hence padding.
@@ -239,7 +239,7 @@ def _sources() -> dict[str, str]:
     return {
         "verify": source_digest("verify", NOT_PART_OF_A_CHECK),
         "runtime": source_digest("runtime"),
-        "configs/scenes": source_digest("configs/scenes"),
+        "pipeline/scenes": source_digest("pipeline/scenes"),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from configs.console import messages, output
+from pipeline.console import messages, output
 from verify.results import Check
 
 #: What each stage takes for the truth.

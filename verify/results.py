@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.build import write_atomically
 from configs.errors import ToolError
 from configs.schema import Component, Precision, Task
-from verify.tolerances import Stage
+from configs.tolerances import Stage
+from pipeline.build import write_atomically
 
 Kind = Literal["component", "tokens", "scores", "stage", "layers"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.csv_file import open_csv
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import shown
-from configs.manifest import file_sha256, key_of
 from configs.schema import CalibrationConfig, Task
+from pipeline.csv_file import open_csv
+from pipeline.manifest import file_sha256, key_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +28,13 @@ QUESTIONS_FILE = "questions.csv"
 _COLUMNS = ("image", "question")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 #: Modules of runtime/ that turn examples into what nets are fed.
-_FEEDING = ("caches", "decoding", "images", "preprocessing", "tokenization")
+_FEEDING = (
+    "decoding/caches",
+    "decoding/decoder_run",
+    "preprocessing/images",
+    "preprocessing/pixel_values",
+    "preprocessing/tokenization",
+)
 #: Scenes between the samples of two seeds.
 _STRIDE = 100_000
 
@@ -102,7 +108,7 @@ def _digest(path: Path) -> str:
 
 
 def _scene_examples(calibration: CalibrationConfig, task: Task) -> Iterator[Example]:
-    from configs.scenes import CAPTION_PROMPT, draw, make_scene, matching_pairs, questions
+    from pipeline.scenes import CAPTION_PROMPT, draw, make_scene, matching_pairs, questions
 
     start = calibration.seed * _STRIDE
     for number, index in enumerate(range(start, start + calibration.samples)):
@@ -252,7 +258,7 @@ def _check_name(folder: Path, name: str, place: str) -> None:
 
 def _open(path: Path) -> Image:
     from runtime.errors import BlipEdgeError
-    from runtime.images import load_image
+    from runtime.preprocessing.images import load_image
 
     try:
         return load_image(path)

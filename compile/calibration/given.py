@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compile.backend import Job
+from compile.bmodel.integers.table_folder import check_tables
 from compile.calibration.examples import (
     SCENES,
     Example,
@@ -13,13 +14,12 @@ from compile.calibration.examples import (
     example_count,
     examples_digest,
 )
-from compile.calibration.table_folder import check_tables
 from compile.work_cache import cached, cached_path
-from configs.build import source_digest
-from configs.console import messages
 from configs.errors import InputError
-from configs.manifest import file_sha256
 from configs.schema import TASK_COMPONENTS, Component, Task
+from pipeline.build import source_digest
+from pipeline.console import messages
+from pipeline.manifest import file_sha256
 
 
 class GivenFiles:
@@ -34,7 +34,7 @@ class GivenFiles:
         ``integer`` is the precision whose nets are calibrated. Tables without a use are announced.
 
         Raises:
-            ConfigError: as :func:`compile.calibration.table_folder.check_tables`.
+            ConfigError: as :func:`compile.bmodel.integers.table_folder.check_tables`.
         """
         key = ("tables", job.target.name)
         if key in self._done:

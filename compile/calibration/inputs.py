@@ -17,17 +17,17 @@ import onnxruntime
 from PIL.Image import Image
 
 from compile.calibration.examples import Example, examples
-from compile.graph import Array
+from compile.graphs.graph import Array
 from configs.errors import InputError, ToolError
 from configs.layout import Layout
-from configs.manifest import ComponentManifest, ImageSettings, TaskManifest, read_manifest
 from configs.schema import TASK_COMPONENTS, CalibrationConfig, Component, StaticShapes, Task
-from runtime import manifests
-from runtime.caches import FixedCache
-from runtime.decoding import CROSS_MASK, CrossStates, cross_mask, fixed_call
+from pipeline.manifest import ComponentManifest, ImageSettings, TaskManifest, read_manifest
+from runtime.decoding.caches import FixedCache
+from runtime.decoding.decoder_run import CROSS_MASK, CrossStates, cross_mask, fixed_call
 from runtime.errors import BlipEdgeError
-from runtime.preprocessing import ImagePreprocessor
-from runtime.tokenization import TextTokenizer
+from runtime.files import manifests
+from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.tokenization import TextTokenizer
 
 Arrays = dict[str, Array]
 

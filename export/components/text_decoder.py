@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.manifest import TensorSpec
 from export.component import (
     BATCH,
     ENCODER_TOKENS,
@@ -32,6 +31,7 @@ from export.components.text_layers import (
 )
 from export.samples import Samples
 from export.settings import ModelSettings
+from pipeline.manifest import TensorSpec
 
 #: longer chunks only bring HuggingFace's cache to a length; checking them too costs seconds
 _LONGEST_CHUNK = 64

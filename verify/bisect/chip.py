@@ -16,23 +16,23 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from configs.command import Selection
 from configs.errors import ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.manifest import ComponentManifest as BuildManifest
-from configs.manifest import QuantizedNet, read_manifest
 from configs.schema import Component
-from runtime.manifests import ComponentManifest
-from runtime.nets import Net
-from runtime.sessions import Session
+from pipeline.command import Selection
+from pipeline.manifest import ComponentManifest as BuildManifest
+from pipeline.manifest import QuantizedNet, read_manifest
+from runtime.files.manifests import ComponentManifest
+from runtime.files.nets import Net
+from runtime.sessions.session import Session
 from verify.artifacts import TargetArtifacts, TaskArtifacts, runtime_failures
 from verify.bisect.coefficients import misplaced_weights
 from verify.bisect.vendor import run_tool
-from verify.inputs import Sample
-from verify.tracing.checks import Layers
-from verify.tracing.graph import Array, Arrays, ExportedGraph
-from verify.tracing.introduced import LayerErrors, difference
+from verify.layers.checks import Layers
+from verify.layers.graph import Array, Arrays, ExportedGraph
+from verify.layers.introduced import LayerErrors, difference
+from verify.parity.inputs import Sample
 
 #: Calls per net: a first and a last one.
 MOST_CALLS = 2

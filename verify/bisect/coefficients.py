@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verify.tracing.graph import ExportedGraph
+from verify.layers.graph import ExportedGraph
 
 _WEIGHTS = "*_addressed_*_weight.npz"
 #: Shorter weights are found anywhere.

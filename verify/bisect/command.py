@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from configs.command import exit_codes, select
-from configs.console import steps
 from configs.errors import ConfigError, ParityError
 from configs.load import shown
+from pipeline.command import exit_codes, select
+from pipeline.console import steps
 from verify.artifacts import ONNX, find_artifacts
 
 MODES = ("exact", "fast")

@@ -6,26 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.command import Selection
 from configs.errors import BlipEdgeError, ConfigError
 from configs.schema import Component, Precision
-from runtime.manifests import ComponentManifest
-from runtime.matching import Matcher
-from runtime.task import Task as RuntimeTask
-from verify.answers import generated_tokens, match_scores
+from pipeline.command import Selection
+from runtime.files.manifests import ComponentManifest
+from runtime.tasks.matching import Matcher
+from runtime.tasks.task import Task as RuntimeTask
+from verify.answers.whole_answers import generated_tokens, match_scores
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
-from verify.bench import TaskBench
 from verify.bisect.chip import chip_layers
 from verify.bisect.islands import Island, islands
-from verify.combined import combined_file, wrong_parts
-from verify.lineage import broken_lineage
-from verify.pipeline import arithmetic
-from verify.results import Subject
-from verify.stages.batches import BATCHES
-from verify.stages.check import HOST_CASES, stage_findings
-from verify.stages.finding import Finding
-from verify.stages.search import SEARCH_NAMES
-from verify.tracing.checks import (
+from verify.host.batches import BATCHES
+from verify.host.check import HOST_CASES, stage_findings
+from verify.host.finding import Finding
+from verify.host.search import SEARCH_NAMES
+from verify.layers.checks import (
     Layers,
     checkpoint_layers,
     chosen,
@@ -34,10 +29,15 @@ from verify.tracing.checks import (
     target_layers,
     traced_tensors,
 )
-from verify.tracing.chip_constants import chip_constants, constants_tolerance
-from verify.tracing.introduced import LayerError, difference, ranked
-from verify.tracing.openvino_trace import OpenVinoTrace
-from verify.tracing.stored_constants import FORMATS
+from verify.layers.chip_constants import chip_constants, constants_tolerance
+from verify.layers.introduced import LayerError, difference, ranked
+from verify.layers.openvino_trace import OpenVinoTrace
+from verify.layers.stored_constants import FORMATS
+from verify.opened import TaskBench
+from verify.parity.combined import combined_file, wrong_parts
+from verify.parity.lineage import broken_lineage
+from verify.pipeline import arithmetic
+from verify.results import Subject
 
 Comparison = Literal["checkpoint_vs_onnx", "onnxruntime_vs_target"]
 #: An untouched IR this much further off than the traced one has a fault that tracing takes away.

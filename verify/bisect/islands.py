@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verify.tracing.introduced import LayerError, ranked
+from verify.layers.introduced import LayerError, ranked
 
 #: Without a bound: the islands take this share of the error away.
 DEFAULT_SHARE = 0.5

@@ -10,15 +10,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from configs.build import tool_versions, write_atomically
-from configs.console import output
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import PipelineConfig
+from pipeline.build import tool_versions, write_atomically
+from pipeline.console import output
 from verify.bisect.diagnosis import ComponentDiagnosis, Diagnosis
 from verify.bisect.plot import plot_layers
-from verify.compare import number
-from verify.tracing.introduced import LayerError, ranked
+from verify.layers.introduced import LayerError, ranked
+from verify.parity.compare import number
 
 SCHEMA_VERSION = 1
 FOLDER = "bisect"

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from configs.build import staging
-from configs.command import Selection
-from configs.console import steps
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT, Layout
-from configs.manifest import file_sha256
 from configs.schema import Component
+from pipeline.build import staging
+from pipeline.command import Selection
+from pipeline.console import steps
+from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
-from runtime.manifests import ComponentManifest
-from runtime.task_file import task_file
+from runtime.files.manifests import ComponentManifest
+from runtime.files.task_file import task_file
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
-from verify.bench import TaskBench
-from verify.inputs import Sample
+from verify.opened import TaskBench
+from verify.parity.inputs import Sample
 
 BUNDLE_VERSION = 1
 #: Whole answers per task: enough to see a broken loop, few enough for a slow chip.

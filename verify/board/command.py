@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from configs.command import exit_codes, select
-from configs.console import messages
 from configs.errors import ConfigError
 from configs.load import shown
+from pipeline.command import exit_codes, select
+from pipeline.console import messages
 from verify.board.bundle import write_bundles
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.load import shown
-from configs.manifest import file_sha256
+from pipeline.manifest import file_sha256
 from runtime.board_test import figures as figures_of
 from verify.board.results import Figures
 

@@ -8,25 +8,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.build import write_atomically
-from configs.command import Selection, select
-from configs.console import messages
 from configs.errors import InputError, ParityError
 from configs.layout import Layout
 from configs.load import shown, target_names
-from configs.manifest import file_sha256
 from configs.schema import Component, Task
+from configs.tolerances import Tolerance, load_tolerances, source
+from pipeline.build import write_atomically
+from pipeline.command import Selection, select
+from pipeline.console import messages
+from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
-from runtime.devices import SIMULATOR
+from runtime.sessions.devices import SIMULATOR
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
 from verify.board.bundle import bundle_folder
 from verify.board.consistency import contradiction, references
 from verify.board.results import BoardResults, ComponentResult, TaskResult, read_results
-from verify.compare import number
-from verify.components import MOST_PROBLEMS, SMALL_OUTPUT
+from verify.parity.compare import number
+from verify.parity.components import MOST_PROBLEMS, SMALL_OUTPUT
 from verify.pipeline import arithmetic
 from verify.results import Check, Subject
-from verify.tolerances import Tolerance, load_tolerances, source
 
 #: Kept beside verify.json, one per chip and set.
 VERDICT = "verify-board-{target}_{precision}.json"

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from configs.schema import Task
-from runtime.answering import QuestionAnswerer
-from runtime.captioning import Captioner
-from runtime.matching import Matcher
+from runtime.tasks.answering import QuestionAnswerer
+from runtime.tasks.captioning import Captioner
+from runtime.tasks.matching import Matcher
 from verify.artifacts import runtime_failures
-from verify.bench import TaskBench
+from verify.checkpoint.reference_model import MatchFeatures, Reference
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.items import CaptionItem, Item, MatchingItem, QuestionItem
 from verify.evaluation.subjects import Subject
-from verify.reference_model import MatchFeatures, Reference
+from verify.opened import TaskBench
 
 
 class Answerer(ABC):

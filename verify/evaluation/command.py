@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from configs.command import exit_codes, select
 from configs.errors import ConfigError
 from configs.load import shown
 from configs.schema import EvaluateConfig
+from pipeline.command import exit_codes, select
 
 
 @exit_codes

@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from configs.build import staging
-from configs.scenes.scene import SCENES_VERSION
 from configs.schema import Task
+from pipeline.build import staging
+from pipeline.scenes.scene import SCENES_VERSION
 from verify.evaluation.answer_store import Answer, AnswerStore
 from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, Picture, QuestionItem
 from verify.evaluation.measures import CaptionMeasures, Measures, QuestionMeasures, first_difference

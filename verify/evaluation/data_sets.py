@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from configs.command import Selection
 from configs.errors import ConfigError, InputError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import shown
-from configs.manifest import file_sha256, key_of
 from configs.schema import DATA_SET_TASKS, DataSetConfig, EvaluateConfig, Task
+from pipeline.command import Selection
+from pipeline.manifest import file_sha256, key_of
 from verify.evaluation.index import INDEX_VERSION, IndexedItems, build_index
 from verify.evaluation.items import DataSet
 from verify.evaluation.readers import (

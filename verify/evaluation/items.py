@@ -12,8 +12,8 @@ from PIL.Image import Image
 import runtime.errors as runtime_errors
 from configs.errors import InputError
 from configs.schema import DataSetKind, Task
-from runtime.images import load_image
-from verify.cases import picture
+from runtime.preprocessing.images import load_image
+from verify.answers.cases import picture
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import Task
+from verify.answers.metrics.answers import exact_answer, soft_accuracy
+from verify.answers.metrics.captions import Cider, bleu_counts, corpus_bleu, exact_match
+from verify.answers.metrics.retrieval import RECALL_AT, Reranked, ranks, recall
+from verify.answers.metrics.statistics import AreaUnderCurve, Statistic, mean
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.answering import unpack
 from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, QuestionItem
-from verify.metrics.answers import exact_answer, soft_accuracy
-from verify.metrics.captions import Cider, bleu_counts, corpus_bleu, exact_match
-from verify.metrics.retrieval import RECALL_AT, Reranked, ranks, recall
-from verify.metrics.statistics import AreaUnderCurve, Statistic, mean
 
 #: What each metric is called in tables, and the largest value it can have.
 TITLES: dict[str, tuple[str, float]] = {
@@ -194,7 +194,7 @@ class MatchingMeasures(Measures):
 
 
 def _pair_accuracy(right: NDArray[Any], owner: NDArray[Any], items: int) -> Statistic:
-    from verify.metrics.statistics import Sums, share
+    from verify.answers.metrics.statistics import Sums, share
 
     counts = np.stack(
         [

@@ -14,14 +14,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from configs.command import Selection
-from configs.console import messages, steps
 from configs.errors import ConfigError, ParityError
 from configs.layout import Layout
-from configs.manifest import key_of
 from configs.schema import EvaluateConfig, QualityGate
+from pipeline.command import Selection
+from pipeline.console import messages, steps
+from pipeline.manifest import key_of
+from verify.answers.metrics.bootstrap import compare
+from verify.answers.metrics.captions import Cider
+from verify.answers.metrics.gates import Judgement, gate_of, judged
 from verify.artifacts import TaskArtifacts, find_artifacts
-from verify.checkpoint import check_checkpoint
+from verify.checkpoint.files import check_checkpoint
 from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.comparing import compare_answers, worst_records
 from verify.evaluation.data_sets import Asked, open_data_sets
@@ -38,9 +41,6 @@ from verify.evaluation.results import (
 )
 from verify.evaluation.subjects import Subject, subjects
 from verify.evaluation.workers import Workers, jobs_of
-from verify.metrics.bootstrap import compare
-from verify.metrics.captions import Cider
-from verify.metrics.gates import Judgement, gate_of, judged
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.csv_file import CsvFile, open_csv
 from configs.errors import InputError
 from configs.load import shown
 from configs.schema import Task
+from pipeline.csv_file import CsvFile, open_csv
 from verify.evaluation.index import Builder
 from verify.evaluation.json_records import (
     Record,

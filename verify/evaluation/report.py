@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from configs.console import messages, output
 from configs.load import shown
+from pipeline.console import messages, output
 from verify.evaluation.pipeline import Evaluation
 
 

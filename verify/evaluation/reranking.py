@@ -9,13 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from configs.console import steps
+from pipeline.console import steps
+from verify.answers.metrics.retrieval import best_candidates
 from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.items import DataSet, MatchingItem
 from verify.evaluation.measures import MatchingMeasures, Measures, text_number
 from verify.evaluation.subjects import Subject
 from verify.evaluation.workers import Job, Workers
-from verify.metrics.retrieval import best_candidates
 
 #: Images whose candidates one job judges.
 _IMAGES_PER_JOB = 8

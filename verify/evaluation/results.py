@@ -7,17 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from configs.build import tool_versions, write_atomically
 from configs.layout import Layout
 from configs.schema import EvaluateConfig, Precision, Task
-from runtime.manifests import component_manifests
+from pipeline.build import tool_versions, write_atomically
+from runtime.files.manifests import component_manifests
+from verify.answers.metrics.bootstrap import Comparison, Interval
+from verify.answers.metrics.gates import Judgement
 from verify.artifacts import identity_digest, runtime_failures
 from verify.evaluation.comparing import Beside
 from verify.evaluation.data_sets import Asked
 from verify.evaluation.measures import TITLES
 from verify.evaluation.subjects import Subject
-from verify.metrics.bootstrap import Comparison, Interval
-from verify.metrics.gates import Judgement
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95

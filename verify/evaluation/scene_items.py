@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from configs.manifest import key_of
-from configs.scenes import caption, make_scene, matching_pairs
-from configs.scenes.scene import SCENES_VERSION
 from configs.schema import DataSetKind, Task
-from verify.cases import SEED_STRIDE, generation_cases
+from pipeline.manifest import key_of
+from pipeline.scenes import caption, make_scene, matching_pairs
+from pipeline.scenes.scene import SCENES_VERSION
+from verify.answers.cases import SEED_STRIDE, generation_cases
 from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, Picture, QuestionItem
 
 #: Version of the choice of questions and wrong texts below.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.build import source_digest, tool_versions
-from configs.command import Selection
 from configs.layout import REPOSITORY_ROOT
-from configs.manifest import file_sha256, key_of
 from configs.schema import EvaluateConfig, PipelineConfig
+from pipeline.build import source_digest, tool_versions
+from pipeline.command import Selection
+from pipeline.manifest import file_sha256, key_of
+from verify.answers.cases import new_tokens
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
-from verify.bench import simulator_version
-from verify.cases import new_tokens
+from verify.opened import simulator_version
 from verify.plan import processor, simulated_by_default
 
 CHECKPOINT = "checkpoint"
@@ -71,7 +71,7 @@ class Subject:
             "task_manifest": manifest.model_dump(mode="json"),
         }
         if self.artifacts is None:
-            reference = REPOSITORY_ROOT / "verify" / "reference_model.py"
+            reference = REPOSITORY_ROOT / "verify" / "checkpoint" / "reference_model.py"
             decides["reference"] = file_sha256(reference)
             decides["tools"] = tool_versions("transformers", "torch", "pillow", "tokenizers")
             return key_of(decides)

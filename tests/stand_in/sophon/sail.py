@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.simulator_session import SimulatorSession
+from runtime.simulator.session import SimulatorSession
 
 DEVICES = 1
 

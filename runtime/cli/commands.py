@@ -1,0 +1,311 @@
+"""The commands ``caption``, ``vqa`` and ``match``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple, Union
+
+import numpy as np
+
+from ..decoding.batching import fixed_batch
+from ..errors import InputError
+from ..generation.settings import GenerationSettings
+from ..preprocessing.images import PreparedImage
+from ..tasks.captioning import Caption
+from ..tasks.registry import Captioner, Matcher, QuestionAnswerer
+from ..tasks.task import Task
+from ..tasks.timing import Timings
+from .inputs import WorkItem, image_paths, work_items
+from .options import generation_arguments, targets, task_arguments
+from .reports import Columns, Line, Report
+from .tables import Progress
+
+#: Images that ``--show`` draws.
+_SHOWN = 60
+_INPUT_PROBLEM = 2
+
+Loaded = Tuple[WorkItem, PreparedImage]
+#: A task, loaded images and where to count time, to the results of every image.
+Work = Callable[[Any, Sequence[Loaded], Timings], List[List[Line]]]
+
+
+def caption(options: argparse.Namespace) -> int:
+    """Runs ``blip-edge caption``; returns the exit code."""
+    generation = generation_arguments(options)
+    GenerationSettings.from_arguments(**generation)
+
+    def work(task: Captioner, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        images = [image for _, image in group]
+        found = task.batch(images, options.prompt, timings=timings, **generation)
+        return [
+            [Line(item.image, None, task.artifacts.target, result.text, _sequence_fields(result))]
+            for (item, _), result in zip(group, found)
+        ]
+
+    items = work_items(options.images, None, "", recursive=options.recursive)
+    return _run(Captioner, options, items, [], work)
+
+
+def answer(options: argparse.Namespace) -> int:
+    """Runs ``blip-edge vqa``; returns the exit code."""
+    generation = generation_arguments(options)
+    GenerationSettings.from_arguments(**generation)
+    if not options.question and options.csv is None:
+        return _ask_interactively(options, generation)
+    items = work_items(options.images, options.csv, "question", recursive=options.recursive)
+
+    def work(task: QuestionAnswerer, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        questions = [[*item.texts, *options.question] for item, _ in group]
+        images = [image for _, image in group]
+        found = task.batch(images, questions, timings=timings, **generation)
+        return [
+            [
+                Line(
+                    item.image,
+                    question,
+                    task.artifacts.target,
+                    result.text,
+                    {"question": question, **_sequence_fields(result)},
+                )
+                for question, result in zip(asked, results)
+            ]
+            for (item, _), asked, results in zip(group, questions, found)
+        ]
+
+    return _run(QuestionAnswerer, options, items, options.question, work)
+
+
+def match(options: argparse.Namespace) -> int:
+    """Runs ``blip-edge match``; returns the exit code."""
+    if options.csv is not None:
+        return _match_pairs(options)
+    texts = _texts(options)
+    top_k = len(texts) if options.top_k is None else options.top_k
+    features: Dict[Task, np.ndarray] = {}
+
+    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        if task not in features:
+            features[task] = task.text_features(texts, timings=timings)
+        ranking = task.rank(
+            [image for _, image in group],
+            texts,
+            top_k=top_k,
+            images_per_text=0,
+            text_features=features[task],
+            timings=timings,
+        )
+        return [
+            [
+                _match_line(
+                    item,
+                    texts[column],
+                    task,
+                    float(ranking.probability[row, column]),
+                    float(ranking.cosine[row, column]),
+                    place,
+                )
+                for place, column in enumerate(ranking.texts_for(row), start=1)
+            ]
+            for row, (item, _) in enumerate(group)
+        ]
+
+    items = work_items(options.images, None, "text", recursive=options.recursive)
+    return _run(Matcher, options, items, texts, work)
+
+
+def _match_pairs(options: argparse.Namespace) -> int:
+    if options.text or options.texts is not None or options.top_k is not None:
+        raise InputError("match: --csv names the pairs; leave out --text, --texts and --top-k")
+
+    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+        texts = [item.texts for item, _ in group]
+        found = task.pairs([image for _, image in group], texts, timings=timings)
+        return [
+            [
+                _match_line(item, text, task, result.probability, result.cosine)
+                for text, result in zip(item.texts, results)
+            ]
+            for (item, _), results in zip(group, found)
+        ]
+
+    items = work_items(options.images, options.csv, "text", recursive=options.recursive)
+    return _run(Matcher, options, items, [], work)
+
+
+def _texts(options: argparse.Namespace) -> List[str]:
+    texts = list(options.text)
+    if options.texts is not None:
+        try:
+            lines = options.texts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--texts {options.texts}: cannot be read ({error})") from None
+        texts += [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError("match: give at least one --text, a file --texts, or pairs --csv")
+    return texts
+
+
+def _match_line(
+    item: WorkItem, text: str, task: Task, probability: float, cosine: float, place: int = 0
+) -> Line:
+    """One text's match; a probability of NaN is unknown, a place of 0 is no rank."""
+    known = None if np.isnan(probability) else probability
+    rank = {"rank": place} if place else {}
+    fields = {"text": text, **rank, "probability": known, "cosine": cosine}
+    shown = "-" if known is None else f"{known:.4f}"
+    first = f"#{place}  " if place else ""
+    said = f"{first}probability {shown}  cosine {cosine:.4f}"
+    return Line(item.image, text, task.artifacts.target, said, fields)
+
+
+def _run(
+    kind: Any,
+    options: argparse.Namespace,
+    items: Sequence[WorkItem],
+    subjects: Sequence[str],
+    work: Work,
+) -> int:
+    names = targets(options)
+    asked = [*subjects, *(text for item in items for text in item.texts)]
+    paths = [item.image for item in items]
+    columns = Columns.of(paths, asked, several_targets=len(names) > 1)
+    keep = 0 if options.show is None else _SHOWN
+    report = Report(as_json=options.json, columns=columns, keep_images=keep)
+    timings: Dict[str, Timings] = {}
+    rates: Dict[str, float] = {}
+    bad: Set[WorkItem] = set()
+    for target in names:
+        measured = timings[target] = Timings()
+        arguments = task_arguments(options, target)
+        with kind.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
+            left = [item for item in items if item not in bad]
+            if options.timing:
+                _warm_up(task, left, work)
+            begin = time.perf_counter()
+            done = _stream(task, left, work, measured, report, bad)
+            if done:
+                rates[target] = done / (time.perf_counter() - begin)
+    report.print_table()
+    if options.timing:
+        report.print_timings(timings, rates)
+    if options.show is not None:
+        # Drawing needs more of Pillow than captioning does.
+        from .drawing import draw_results
+
+        draw_results(report.lines, options.show)
+    return _INPUT_PROBLEM if report.problems else 0
+
+
+def _stream(
+    task: Task,
+    items: Sequence[WorkItem],
+    work: Work,
+    timings: Timings,
+    report: Report,
+    bad: Set[WorkItem],
+) -> int:
+    """Works through the items and reports them in order; returns how many images were good."""
+
+    stream = task.stream_batches(
+        items,
+        lambda item: item.image,
+        lambda group, measured: work(task, group, measured),
+        timings,
+    )
+    good = 0
+    progress = Progress(len(items), task.artifacts.target)
+    try:
+        for item, outcome in stream:
+            progress.clear()
+            good += _reported(item, outcome, report, bad)
+            progress.advance()
+    finally:
+        progress.clear()
+    return good
+
+
+def _reported(
+    item: WorkItem, outcome: Union[List[Line], InputError], report: Report, bad: Set[WorkItem]
+) -> int:
+    if isinstance(outcome, InputError):
+        bad.add(item)
+        report.problem(item.image, str(outcome))
+        return 0
+    for line in outcome:
+        report.add(line)
+    return 1
+
+
+def _warm_up(task: Task, items: Sequence[WorkItem], work: Work) -> None:
+    """Loading and first calls are not what a user wants to know per image."""
+    for item in items:
+        try:
+            prepared = task.preprocessor.prepare(item.image)
+        except InputError:
+            continue
+        # Nets with dynamic shapes prepare themselves for every new batch size.
+        fixed = fixed_batch(task.session("vision_encoder").manifest.nets[0]) is not None
+        rows = 1 if fixed else min(len(items), task.images_at_once())
+        work(task, [(item, prepared)] * rows, Timings())
+        return
+
+
+def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) -> int:
+    paths = image_paths(options.images)
+    if len(paths) != 1:
+        raise InputError("vqa: without --question pass one image, to be asked line by line")
+    if options.compare is not None or options.show is not None:
+        raise InputError("vqa: --compare and --show need --question")
+    report = Report(as_json=options.json)
+    timings = Timings()
+    arguments = task_arguments(options, options.target)
+    with QuestionAnswerer.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
+        embeds = task.encode([paths[0]], timings=timings)
+        for question in _questions():
+            try:
+                result = task.answer(embeds, [question], timings=timings, **generation)[0]
+            except InputError as error:
+                report.problem(paths[0], str(error))
+                continue
+            fields = {"question": question, **_sequence_fields(result)}
+            report.add(Line(paths[0], question, options.target, result.text, fields))
+            if not options.json:
+                print(result.text, flush=True)
+    if options.timing:
+        report.print_timings({options.target: timings}, {})
+    return _INPUT_PROBLEM if report.problems else 0
+
+
+def _questions() -> Iterator[str]:
+    watched = sys.stdin.isatty()
+    while True:
+        if watched:
+            sys.stderr.write("question (empty line ends)> ")
+            sys.stderr.flush()
+        try:
+            line = sys.stdin.readline()
+        except (OSError, ValueError, UnicodeDecodeError):
+            return
+        question = line.strip()
+        if not line or (watched and not question):
+            return
+        if question:
+            yield question
+
+
+def _sequence_fields(result: Any) -> Dict[str, Any]:
+    fields: Dict[str, Any] = {"text": result.text, "token_ids": list(result.token_ids)}
+    if result.score is not None:
+        fields["score"] = result.score
+    if result.alternatives:
+        fields["alternatives"] = [_alternative(item) for item in result.alternatives]
+    return fields
+
+
+def _alternative(item: Caption) -> Dict[str, Any]:
+    return {"text": item.text, "token_ids": list(item.token_ids), "score": item.score}
+
+
+COMMANDS: Dict[str, Any] = {"caption": caption, "vqa": answer, "match": match}

@@ -1,0 +1,253 @@
+"""The commands ``info`` and ``devices``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import textwrap
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from ..errors import ArtifactError, BackendError
+from ..files.manifests import (
+    TASK_MANIFEST,
+    ComponentManifest,
+    TensorSpec,
+    component_manifests,
+    read_task_manifest,
+)
+from ..sessions.devices import HOST_TARGETS, SIMULATOR
+from ..simulator.session import find_python
+from ..tasks.artifacts import board_available
+from .tables import mebibytes, table
+
+#: The vendor's memory layouts for BLIP on SoC boards, in MiB: (npu, vpu, vpp).
+_LAYOUTS = {
+    "bm1684": (7615, 3072, 3072),
+    "bm1684x": (7615, 3072, 3072),
+    "bm1688": (6328, 0, 512),
+}
+
+
+def info(options: argparse.Namespace) -> int:
+    """Runs ``blip-edge info``; returns the exit code."""
+    for index, folder in enumerate(_task_folders(Path(options.folder))):
+        manifest = read_task_manifest(folder / TASK_MANIFEST)
+        manifest.check_files(digests=options.verify_digest)
+        found = [
+            item
+            for item in component_manifests(folder)
+            if options.target is None or item.target == options.target
+        ]
+        if options.target is not None and not found:
+            raise ArtifactError(f"{folder}: nothing built for target '{options.target}'")
+        for item in found:
+            item.check_files(digests=options.verify_digest)
+        if options.json:
+            for item in found:
+                print(json.dumps(_record(item)))
+            continue
+        if index:
+            print()
+        source = manifest.checkpoint.get("source", "?")
+        weights = str(manifest.checkpoint.get("weights_sha256", "?"))
+        size = manifest.dimensions
+        print(f"{manifest.pipeline}/{manifest.task}  ({folder})")
+        print(f"checkpoint  {source}  weights sha256 {weights[:16]}")
+        print(
+            f"model       image {manifest.image.height} x {manifest.image.width}, "
+            f"{size.image_tokens} image tokens, {size.layers} text layers, {size.heads} heads of "
+            f"{size.head_size}, vocabulary {manifest.text.vocabulary_size}"
+        )
+        print(_components(found))
+        for line in [*_totals(found, options.heap_mib), "shapes", *_signatures(found)]:
+            print(line)
+    return 0
+
+
+def devices(options: argparse.Namespace) -> int:
+    """Runs ``blip-edge devices``; returns the exit code."""
+    rows = _onnxruntime() + _openvino() + _sail() + _simulator()
+    if options.json:
+        for target, device, detail in rows:
+            print(json.dumps({"target": target, "device": device, "detail": detail}))
+    else:
+        print(table(["target", "device", "detail"], rows))
+    return 0
+
+
+def _task_folders(folder: Path) -> List[Path]:
+    if (folder / TASK_MANIFEST).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{TASK_MANIFEST}"))
+    if not found:
+        raise ArtifactError(f"{folder}: no {TASK_MANIFEST} here or one level down; build it first")
+    return found
+
+
+def _size_bytes(item: ComponentManifest) -> int:
+    return sum(record.size_bytes for record in item.runtime_files.values())
+
+
+def _components(found: List[ComponentManifest]) -> str:
+    rows = []
+    for item in found:
+        for index, net in enumerate(item.stages):
+            first = index == 0
+            memory = item.device_memory_bytes
+            rows.append(
+                [
+                    item.target if first else "",
+                    item.precision if first else "",
+                    item.component if first else "",
+                    net.name,
+                    mebibytes(_size_bytes(item)) if first else "",
+                    mebibytes(memory) if first and memory is not None else "",
+                    "" if net.latency_ms is None else f"{net.latency_ms:.2f}",
+                    _digest(item, net.file),
+                ]
+            )
+    header = ["target", "precision", "component", "net", "MiB", "device MiB", "estimate ms"]
+    return table([*header, "sha256"], rows)
+
+
+def _signatures(found: List[ComponentManifest]) -> List[str]:
+    """Shapes of every net; targets that share them are named together."""
+    targets: Dict[Tuple[str, str, str], List[str]] = {}
+    for item in found:
+        for net in item.stages:
+            shapes = f"{_shapes(net.inputs)} -> {_shapes(net.outputs)}"
+            targets.setdefault((item.component, net.name, shapes), []).append(item.target)
+    lines = []
+    for (component, net_name, shapes), names in targets.items():
+        lines.append(f"{component} {net_name} ({', '.join(dict.fromkeys(names))})")
+        lines += textwrap.wrap(shapes, 96, initial_indent="    ", subsequent_indent="    ")
+    return lines
+
+
+def _shapes(specs: Tuple[TensorSpec, ...]) -> str:
+    """Shapes, with the repeated ones of layers written once."""
+    seen: Dict[str, int] = {}
+    for spec in specs:
+        parts = spec.name.split(".")
+        name = f"{parts[0]}.*" if len(parts) > 2 else spec.name
+        text = f"{name}[{','.join(str(axis) for axis in spec.shape)}]"
+        seen[text] = seen.get(text, 0) + 1
+    return " ".join(f"{count}x{text}" if count > 1 else text for text, count in seen.items())
+
+
+def _digest(item: ComponentManifest, file: str) -> str:
+    record = item.files.get(file)
+    return "" if record is None else record.sha256[:12]
+
+
+def _totals(found: List[ComponentManifest], heap_mib: Optional[int]) -> List[str]:
+    lines = []
+    groups: Dict[Tuple[str, str], List[ComponentManifest]] = {}
+    for item in found:
+        groups.setdefault((item.target, item.precision), []).append(item)
+    for (target, precision), items in groups.items():
+        total = sum(_size_bytes(item) for item in items)
+        tools: Dict[str, str] = {}
+        for item in items:
+            tools.update(item.tools)
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
+        lines.append(f"{target} {precision}: {mebibytes(total)} MiB of files; tools: {versions}")
+        memory = [item.device_memory_bytes for item in items if item.device_memory_bytes]
+        if target not in HOST_TARGETS and memory:
+            lines.append("  " + _heap(target, sum(memory), heap_mib))
+    return lines
+
+
+def _heap(target: str, needed_bytes: int, heap_mib: Optional[int]) -> str:
+    needed_mib = -(-needed_bytes // (1 << 20))
+    layout = _LAYOUTS.get(target)
+    if layout is None and heap_mib is None:
+        return f"needs {needed_mib} MiB of NPU heap"
+    available = heap_mib if heap_mib is not None else layout[0] if layout else 0
+    if needed_mib <= available:
+        where = "the board's" if heap_mib is not None else "the vendor's layout for BLIP:"
+        return f"needs {needed_mib} MiB of NPU heap: fits {where} {available} MiB"
+    if layout is None or needed_mib > layout[0]:
+        return f"needs {needed_mib} MiB of NPU heap: does not fit {available} MiB; use fewer tasks"
+    npu, vpu, vpp = layout
+    return (
+        f"needs {needed_mib} MiB of NPU heap: does not fit {available} MiB; set it with "
+        f"memory_edit.sh -c -npu {npu} -vpu {vpu} -vpp {vpp}"
+    )
+
+
+def _record(item: ComponentManifest) -> Dict[str, Any]:
+    return {
+        "pipeline": item.pipeline,
+        "task": item.task,
+        "component": item.component,
+        "target": item.target,
+        "precision": item.precision,
+        "nets": [
+            {
+                "name": net.name,
+                "inputs": {spec.name: list(spec.shape) for spec in net.inputs},
+                "outputs": {spec.name: list(spec.shape) for spec in net.outputs},
+                "estimate_ms": net.latency_ms,
+            }
+            for net in item.stages
+        ],
+        "files": {name: record.sha256 for name, record in item.files.items()},
+        "size_bytes": _size_bytes(item),
+        "device_memory_bytes": item.device_memory_bytes,
+        "tools": dict(item.tools),
+        "rewrites": [rewrite.get("name") for rewrite in item.rewrites],
+    }
+
+
+def _onnxruntime() -> List[Tuple[str, str, str]]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return [("onnx", "-", "onnxruntime is not installed (pip install onnxruntime)")]
+    import onnxruntime
+
+    return [("onnx", "CPU", f"onnxruntime {onnxruntime.__version__}")]
+
+
+def _openvino() -> List[Tuple[str, str, str]]:
+    from ..sessions.openvino_session import shared_core
+
+    try:
+        core = shared_core()
+    except BackendError as error:
+        return [("openvino", "-", str(error))]
+    names = list(core.available_devices)
+    rows = [("openvino", name, _openvino_detail(core, name)) for name in names]
+    return [*rows, ("openvino", "AUTO", f"takes the best of {', '.join(names)}")]
+
+
+def _openvino_detail(core: Any, name: str) -> str:
+    """A device's full name and what the modes compute in on it."""
+    capabilities = [str(item) for item in core.get_property(name, "OPTIMIZATION_CAPABILITIES")]
+    modes = ["exact: f32"] if "FP32" in capabilities else []
+    # Not every device says what its default is.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        default = core.get_property(name, "INFERENCE_PRECISION_HINT").get_type_name()
+        modes.append(f"fast: {default}")
+    return f"{core.get_property(name, 'FULL_DEVICE_NAME')} ({', '.join(modes) or 'fast'})"
+
+
+def _sail() -> List[Tuple[str, str, str]]:
+    if not board_available():
+        return [("bm1684, bm1684x, bm1688", "-", "sophon-sail is not installed: no board")]
+    from sophon import sail
+
+    count = int(sail.get_available_tpu_num())
+    return [("SOPHON", str(index), "sophon-sail device") for index in range(count)] or [
+        ("SOPHON", "-", "sophon-sail is installed but finds no device")
+    ]
+
+
+def _simulator() -> List[Tuple[str, str, str]]:
+    try:
+        python = str(find_python())
+    except BackendError as error:
+        return [("bm1684, bm1684x, bm1688", "-", str(error))]
+    return [("bm1684, bm1684x, bm1688", SIMULATOR, f"chip simulator of {python}")]

@@ -1,0 +1,198 @@
+"""Command-line options of ``blip-edge``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ..errors import InputError
+from ..generation.settings import GenerationSettings
+from ..sessions.devices import check_device, fits
+from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
+
+DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="blip-edge",
+        description="Captions images, answers questions about them and matches them with texts, on "
+        "onnxruntime, OpenVINO and SOPHON chips.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.required = True
+
+    caption = commands.add_parser("caption", help="describe images")
+    _add_images(caption)
+    caption.add_argument("--prompt", default=None, help="words the caption starts with")
+    _add_generation(caption)
+    _add_output(caption)
+
+    answer = commands.add_parser("vqa", help="answer questions about images")
+    _add_images(answer, "question")
+    answer.add_argument(
+        "--question",
+        action="append",
+        default=[],
+        help="a question, asked of every image; may be repeated; without any, questions are read "
+        "line by line",
+    )
+    _add_generation(answer)
+    _add_output(answer)
+
+    match = commands.add_parser("match", help="score or rank texts against images")
+    _add_images(match, "text")
+    match.add_argument("--text", action="append", default=[], help="a text; may be repeated")
+    match.add_argument("--texts", type=Path, help="file with one text per line")
+    match.add_argument(
+        "--top-k",
+        type=int,
+        default=None,
+        help="rank by cosine and let the matching head score only the best K (default: score all)",
+    )
+    _add_output(match)
+
+    for name, text in (("caption", caption), ("vqa", answer), ("match", match)):
+        _add_backend(text)
+        text.set_defaults(command=name)
+
+    devices = commands.add_parser("devices", help="list what artifacts can run on here")
+    devices.add_argument("--json", action="store_true", help="one JSON object per line")
+
+    info = commands.add_parser("info", help="describe an artifact folder")
+    info.add_argument(
+        "folder", nargs="?", default=DEFAULT_ARTIFACTS, help="task or pipeline folder"
+    )
+    info.add_argument("--target", default=None, help="only this target")
+    info.add_argument("--heap-mib", type=int, default=None, help="the board's NPU heap in MiB")
+    info.add_argument("--verify-digest", action="store_true", help="compare files with digests")
+    info.add_argument("--json", action="store_true", help="one JSON object per line")
+    return parser
+
+
+def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
+    parser.add_argument(
+        "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
+    )
+    parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    parser.set_defaults(csv=None)
+    if column is not None:
+        parser.add_argument(
+            "--csv",
+            type=Path,
+            default=None,
+            help=f"table with the columns image and {column}, one {column} per row; its images lie "
+            "beside it, or in the one folder named",
+        )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("backend")
+    group.add_argument(
+        "--artifacts", default=DEFAULT_ARTIFACTS, help="pipeline or task folder (%(default)s)"
+    )
+    group.add_argument(
+        "--target", default="openvino", help="onnx, openvino or a chip, e.g. bm1684x (%(default)s)"
+    )
+    group.add_argument(
+        "--precision",
+        default=None,
+        help="of the artifacts, e.g. f32, f16, w8f16 (default: what is there)",
+    )
+    group.add_argument(
+        "--device",
+        default=None,
+        help="OpenVINO device (CPU, GPU, NPU, AUTO; default CPU); for a chip its number or "
+        "'simulator'; 'blip-edge devices' lists what there is",
+    )
+    group.add_argument("--mode", choices=MODE_CHOICES, default="exact", help="OpenVINO arithmetic")
+    group.add_argument(
+        "--performance-hint", choices=PERFORMANCE_HINTS, default="latency", help="OpenVINO hint"
+    )
+    group.add_argument(
+        "--cache",
+        default=None,
+        help="keeps compiled OpenVINO models (the user's cache)",
+    )
+    group.add_argument("--no-cache", action="store_true", help="compile OpenVINO models every time")
+    group.add_argument(
+        "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
+    )
+    group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
+    group.add_argument(
+        "--no-verify-digest", action="store_true", help="load files without comparing digests"
+    )
+    group.add_argument(
+        "--rehash",
+        action="store_true",
+        help="compare digests even of files that were compared before and have not changed since",
+    )
+    group.add_argument("--compare", default=None, help="targets to compare, e.g. openvino,bm1684x")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object per line")
+    group.add_argument("--show", type=Path, default=None, help="draw images with text to this file")
+    group.add_argument("--timing", action="store_true", help="mean time per stage")
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation (as in HuggingFace generate)")
+    for item in fields(GenerationSettings):
+        flag = "--" + item.name.replace("_", "-")
+        if item.name == "do_sample":
+            group.add_argument(flag, action="store_true", default=None)
+        elif item.name == "early_stopping":
+            group.add_argument(flag, choices=("true", "false", "never"), default=None)
+        else:
+            kind = float if isinstance(item.default, float) else int
+            group.add_argument(flag, type=kind, default=None, metavar=kind.__name__)
+
+
+def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
+    """The generation arguments that were given."""
+    given = {
+        item.name: getattr(options, item.name)
+        for item in fields(GenerationSettings)
+        if getattr(options, item.name, None) is not None
+    }
+    if "early_stopping" in given:
+        given["early_stopping"] = {"true": True, "false": False}.get(
+            given["early_stopping"], "never"
+        )
+    return given
+
+
+def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
+    """Keyword arguments of ``Task.from_artifacts`` for one target."""
+    # Of targets that are compared, a device is that of those it could belong to.
+    applies = options.compare is None or options.device is None or fits(target, options.device)
+    return {
+        "target": target,
+        "precision": options.precision,
+        "device": options.device if applies else None,
+        "mode": options.mode,
+        "performance_hint": options.performance_hint,
+        "cache_folder": False if options.no_cache else options.cache,
+        "threads": options.threads,
+        "batch": options.batch,
+        "verify_digest": not options.no_verify_digest,
+        "rehash": options.rehash,
+    }
+
+
+def targets(options: argparse.Namespace) -> List[str]:
+    """The targets to run: those to compare, or the one chosen."""
+    if options.compare is None:
+        return [options.target]
+    names = [name.strip() for name in options.compare.split(",") if name.strip()]
+    if not names:
+        raise InputError("--compare: name at least one target, e.g. openvino,bm1684x")
+    if options.device is not None and not any(fits(name, options.device) for name in names):
+        check_device(names[0], options.device)
+    return names

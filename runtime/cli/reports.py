@@ -1,0 +1,175 @@
+"""What the command line prints: JSON lines for programs, readable lines and tables for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+from ..tasks.timing import Timings
+from .tables import table
+
+#: Columns of the timing table: heading, stage, and the unit that a row of the stage counts.
+TIMING_COLUMNS = (
+    ("preprocess", "preprocess"),
+    ("vision", "vision"),
+    ("text encoder", "text_encoder"),
+    ("cross K/V", "cross_key_values"),
+    ("first pass", "first_pass"),
+    ("per token", "step"),
+    ("text features", "text_encoder_unimodal"),
+    ("image features", "vision_projection"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One result: of which image, asked what, on which target, and the fields for programs."""
+
+    image: Path
+    subject: Optional[str]
+    target: str
+    text: str
+    fields: Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What people see of a run of results, known before the first one."""
+
+    #: shown for each image; its file name where that is unambiguous
+    names: Dict[Path, str]
+    name_width: int
+    #: longest question or text, 0 where nothing is asked
+    subject_width: int = 0
+    #: several targets are compared
+    several_targets: bool = False
+
+    @classmethod
+    def of(
+        cls, images: Sequence[Path], subjects: Iterable[str] = (), *, several_targets: bool = False
+    ) -> "Columns":
+        """The layout for these images, and the questions or texts that they are asked about."""
+        different = set(images)
+        short = len({path.name for path in different}) == len(different)
+        names = {path: path.name if short else str(path) for path in different}
+        width = max([len("image"), *map(len, names.values())])
+        return cls(names, width, max(map(len, subjects), default=0), several_targets)
+
+
+class Report:
+    """Prints results and problems as they come; results of several targets together at the end."""
+
+    def __init__(
+        self, *, as_json: bool, columns: Optional[Columns] = None, keep_images: int = 0
+    ) -> None:
+        """Prints nothing yet.
+
+        Args:
+            as_json: one JSON object per result instead of a table.
+            columns: layout of the table; None prints no results but JSON.
+            keep_images: images whose results are kept in ``lines``.
+        """
+        self._as_json = as_json
+        self._columns = columns
+        self._grouped = columns is not None and columns.several_targets
+        self._keep = keep_images
+        self._kept: Set[Path] = set()
+        self._header_printed = False
+        self.lines: List[Line] = []
+        self.problems = 0
+        self.images = 0
+
+    def add(self, line: Line) -> None:
+        """Prints one result, or keeps it where results are to be grouped."""
+        if self._grouped or len(self._kept | {line.image}) <= self._keep:
+            self._kept.add(line.image)
+            self.lines.append(line)
+        if self._as_json:
+            record = {"image": str(line.image), "target": line.target, **line.fields}
+            print(json.dumps(record), flush=True)
+        elif self._columns is not None and not self._grouped:
+            self._print_row(line, self._columns)
+
+    def problem(self, image: Path, message: str) -> None:
+        """Reports an input that is skipped."""
+        self.problems += 1
+        if self._as_json:
+            print(json.dumps({"image": str(image), "error": message}), flush=True)
+        else:
+            print(f"error: {message} (skipped)", file=sys.stderr, flush=True)
+
+    def _print_row(self, line: Line, columns: Columns) -> None:
+        """A row of a table that is printed before all of it is known."""
+        widths = [columns.name_width]
+        cells = [columns.names.get(line.image, str(line.image))]
+        if columns.subject_width:
+            widths.append(max(len("asked"), columns.subject_width))
+            cells.append(line.subject or "")
+        if not self._header_printed:
+            heads = ["image", "asked"][: len(widths)]
+            print(_row(heads, widths, "result"))
+            print(_row(["-" * width for width in widths], widths, "-" * len("result")))
+            self._header_printed = True
+        print(_row(cells, widths, line.text), flush=True)
+
+    def print_table(self) -> None:
+        """Prints the results of several targets for people, grouped by image."""
+        columns = self._columns
+        if self._as_json or not self._grouped or columns is None or not self.lines:
+            return
+        asked = columns.subject_width > 0
+        place: Dict[Tuple[Path, Optional[str]], int] = {}
+        for line in self.lines:
+            place.setdefault((line.image, line.subject), len(place))
+        rows = [
+            [
+                columns.names.get(line.image, str(line.image)),
+                *([line.subject or ""] if asked else []),
+                line.target,
+                line.text,
+            ]
+            for line in sorted(self.lines, key=lambda line: place[line.image, line.subject])
+        ]
+        header = ["image", *(["asked"] if asked else []), "target", "result"]
+        print(table(header, rows), flush=True)
+
+    def print_timings(self, timings: Dict[str, Timings], rates: Dict[str, float]) -> None:
+        """Prints mean milliseconds per image, question or token of every stage, and images per s.
+
+        Args:
+            timings: stages of each target.
+            rates: images per second of each target, everything included.
+        """
+        used = [
+            (heading, stage)
+            for heading, stage in TIMING_COLUMNS
+            if any(t.rows.get(stage) for t in timings.values())
+        ]
+        if self._as_json:
+            for target, measured in timings.items():
+                stages = {
+                    stage: round(measured.milliseconds_per_row(stage), 3) for _, stage in used
+                }
+                record: Dict[str, Any] = {"target": target, "timing_ms": stages}
+                if target in rates:
+                    record["images_per_s"] = round(rates[target], 3)
+                print(json.dumps(record), flush=True)
+            return
+        rows = [
+            [
+                target,
+                *[f"{measured.milliseconds_per_row(stage):.2f}" for _, stage in used],
+                f"{rates[target]:.2f}" if target in rates else "-",
+            ]
+            for target, measured in timings.items()
+        ]
+        print("\nmean time in ms per image, question or token")
+        print(table(["target", *[heading for heading, _ in used], "images/s"], rows), flush=True)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], last: str) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    return "  ".join([*padded, last])

@@ -1,0 +1,164 @@
+"""Runs one component over many items: in batches, or one by one where the net has a fixed batch."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
+
+import numpy as np
+
+from ..files.manifests import Net
+from ..sessions.session import Session
+
+ArrayDict = Dict[str, np.ndarray]
+Item = TypeVar("Item")
+
+#: Intermediate tensors that a stage may leave for the next one, in bytes: enough for the float32
+#: cross keys and values of sixteen images of BLIP-base, so that one step serves them all.
+STAGE_BYTES = 768 << 20
+#: Most rows per call for nets with a dynamic batch.
+BATCH_ROWS = 16
+#: Inputs whose second axis counts the tokens of a text.
+_TEXTS = ("input_ids", "attention_mask")
+#: Most rows per stage for nets with a fixed one: their results come out together.
+FIXED_ROWS = 64
+
+
+def fixed_batch(net: Net) -> Optional[int]:
+    """The batch a net was compiled for, or None if dynamic."""
+    axis = net.inputs[0].shape[0]
+    return axis if isinstance(axis, int) else None
+
+
+def fixed_length(net: Net, name: str) -> Optional[int]:
+    """Length of an input's second axis, or None if dynamic or absent."""
+    spec = net.input(name)
+    axis = spec.shape[1] if spec is not None and len(spec.shape) > 1 else None
+    return axis if isinstance(axis, int) else None
+
+
+def chunk_rows(session: Session, bytes_per_row: int) -> int:
+    """How many rows to take through all stages at once.
+
+    Dynamic nets take a batch. Fixed ones take one row per call anyway, and as many rows per stage
+    as memory allows: a simulator then loads each net once rather than once per image.
+    ``SessionOptions.batch`` overrides both.
+    """
+    if session.options.batch is not None:
+        return session.options.batch
+    allowed = max(1, STAGE_BYTES // max(1, bytes_per_row))
+    net = session.manifest.nets[0]
+    if fixed_batch(net):
+        return min(FIXED_ROWS, allowed)
+    most = min(BATCH_ROWS, allowed)
+    call = session.rows_per_call(net) or 1
+    # Whole calls only: a call for the remainder would be a small one every time.
+    return most - most % call if most > call else most
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive runs of at most ``size`` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
+    """Runs a net on any number of rows; every input's first axis counts rows.
+
+    Of a net compiled for several batches, as many rows as fit are taken at once; of one compiled
+    for several text lengths, the shortest that holds a row's text.
+    """
+    rows = len(next(iter(feeds.values())))
+    chosen = session.net(net)
+    batch = fixed_batch(chosen)
+    if batch is None:
+        return _run_dynamic(session, feeds, net)
+    if batch == rows and not chosen.variants:
+        return session.run(feeds, net=net)
+    parts: List[ArrayDict] = []
+    start = 0
+    for count in row_groups(rows, chosen.lengths("batch") or (batch,)):
+        size = chosen.smallest(batch=count).axes.get("batch", batch)
+        part = {name: array[start : start + count] for name, array in feeds.items()}
+        start += count
+        if count < size:
+            part = {name: _filled(array, size) for name, array in part.items()}
+        parts.append(_first_rows(_run_text(session, chosen, part), count))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _run_dynamic(session: Session, feeds: ArrayDict, net: Optional[str]) -> ArrayDict:
+    """Runs a net of a dynamic batch, in as many calls as the session wants."""
+    rows, most = len(next(iter(feeds.values()))), session.rows_per_call(session.net(net))
+    if most is None or rows <= most:
+        return session.run(feeds, net=net)
+    parts = [
+        session.run({name: array[start : start + most] for name, array in feeds.items()}, net=net)
+        for start in range(0, rows, most)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def row_groups(rows: int, sizes: Sequence[int]) -> List[int]:
+    """How many rows to take per call: always the largest size that is filled.
+
+    A last group smaller than every size is to be filled up.
+    """
+    groups = []
+    while rows:
+        size = min(max((size for size in sizes if size <= rows), default=min(sizes)), rows)
+        groups.append(size)
+        rows -= size
+    return groups
+
+
+def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
+    """Runs a net on texts cut to the shortest length that holds them; outputs as without that."""
+    mask = feeds.get("attention_mask")
+    if mask is None or len(net.lengths("text_tokens")) < 2:
+        return session.run(feeds, net=net.name)
+    full = mask.shape[1]
+    real = int(np.max(np.nonzero(mask.any(axis=0))[0], initial=0)) + 1
+    length = net.smallest(text_tokens=real).axes["text_tokens"]
+    cut = {name: a[:, :length] if name in _TEXTS else a for name, a in feeds.items()}
+    outputs = session.run(cut, net=net.name)
+    padding = ((0, 0), (0, full - length), (0, 0))
+    return {
+        # What stands for padding is masked wherever it goes.
+        name: np.pad(array, padding) if name == "last_hidden_state" else array
+        for name, array in outputs.items()
+    }
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A numpy array from an array, a list, or a torch tensor on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)
+
+
+def ragged(
+    input_ids: np.ndarray, attention_mask: Optional[np.ndarray], pad_token_id: int
+) -> List[List[int]]:
+    """Rows of real tokens from padded ids ``[batch, tokens]``, padded on either side."""
+    mask = input_ids != pad_token_id if attention_mask is None else attention_mask != 0
+    return [[int(token) for token in row[keep]] for row, keep in zip(input_ids, mask)]
+
+
+def text_rows(
+    rows: Sequence[Sequence[int]], length: int, pad_token_id: int
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Ids ``[batch, length]`` and mask (1 tokens, 0 padding), int64, padded on the right."""
+    ids = np.full((len(rows), length), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+
+def _first_rows(outputs: ArrayDict, count: int) -> ArrayDict:
+    return {name: array[:count] for name, array in outputs.items()}

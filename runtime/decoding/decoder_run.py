@@ -1,0 +1,333 @@
+"""Runs a text decoder token by token over a growing or a fixed-size cache."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from ..errors import ArtifactError, BackendError
+from ..files.manifests import Dimensions, Net
+from ..files.number_formats import widened
+from ..sessions.session import Session
+from .batching import row_groups
+from .caches import FixedCache, GrowingCache
+
+ArrayDict = Dict[str, np.ndarray]
+
+#: Additive mask value; finite, because an infinite one becomes NaN in half precision.
+MASKED = np.float32(-10000.0)
+CROSS_MASK = "cross_attention_mask"
+#: Outputs of a decoder that chooses the next token itself: its id and its logit, ``[rows, 1]``.
+NEXT_TOKEN = "next_token"  # noqa: S105 - the name of a tensor
+NEXT_LOGIT = "next_logit"
+
+
+@dataclass(frozen=True)
+class CrossStates:
+    """What the decoder attends to: one context per image (caption) or question (vqa)."""
+
+    #: ``cross.{l}.key|value``, each ``[contexts, encoder tokens, heads, head size]``
+    arrays: ArrayDict
+    #: 1 for real encoder tokens, 0 for padding ``[contexts, encoder tokens]``; None: all real
+    mask: Optional[np.ndarray] = None
+
+    @property
+    def contexts(self) -> int:
+        """Number of contexts."""
+        return int(next(iter(self.arrays.values())).shape[0])
+
+    def select(self, contexts: np.ndarray) -> "CrossStates":
+        """These contexts in this order; no copy where they are one consecutive run."""
+        first, count = int(contexts[0]), len(contexts)
+        index: Union[slice, np.ndarray] = contexts
+        if np.array_equal(contexts, np.arange(first, first + count)):
+            index = slice(first, first + count)
+        return CrossStates(
+            {name: array[index] for name, array in self.arrays.items()},
+            None if self.mask is None else self.mask[index],
+        )
+
+
+class DecoderRun(ABC):
+    """One generation: rows of tokens that grow, each attending to one context."""
+
+    #: Whether the best token of each row is all that is wanted of the next call. Where the decoder
+    #: chooses it, the call then returns tokens ``[rows]`` instead of logits ``[rows, vocabulary]``.
+    tokens_suffice = False
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
+        """Feeds the prompts; returns the logits ``[rows, vocabulary]`` after their last tokens."""
+
+    @abstractmethod
+    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Row i becomes row ``parents[i]``, then ``tokens[i]``; returns the rows' logits."""
+
+    def close(self) -> None:  # noqa: B027 - most runs hold nothing that others wait for
+        """Lets go of what the run holds; it cannot go on afterwards."""
+
+
+class GrowingRun(DecoderRun):
+    """All rows in one call, for nets with dynamic shapes.
+
+    A row that has ended keeps its place until half of the rows have: closing the gap at once would
+    copy the cross keys and values of all others, which costs far more than a dead row.
+    """
+
+    def __init__(self, session: Session, dimensions: Dimensions, cross: CrossStates) -> None:
+        self._session = session
+        self._dimensions = dimensions
+        self._cross = cross
+        self._wants_mask = session.net(None).input(CROSS_MASK) is not None
+
+    def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
+        """See ``DecoderRun``; shorter prompts are padded on the left, and the padding masked."""
+        rows, longest = len(prompts), max(len(prompt) for prompt in prompts)
+        ids = np.zeros((rows, longest), dtype=np.int64)
+        self._valid = np.zeros((rows, longest), dtype=bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = prompt
+            self._valid[row, longest - len(prompt) :] = True
+        positions = np.maximum(np.cumsum(self._valid, axis=1) - 1, 0)
+        self._positions = positions[:, -1]
+        causal = np.tril(np.ones((longest, longest), dtype=bool))
+        self._cache = GrowingCache(self._dimensions, rows)
+        self._live = np.arange(rows)
+        self._attend(np.array(contexts, dtype=np.int64))
+        return self._call(ids, positions, causal[None] & self._valid[:, None, :])
+
+    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """See ``DecoderRun``."""
+        self._move(self._live[parents])
+        ids = np.zeros((self._cache.rows, 1), dtype=np.int64)
+        ids[self._live, 0] = tokens
+        alive = np.zeros((self._cache.rows, 1), dtype=bool)
+        alive[self._live] = True
+        self._valid = np.concatenate([self._valid, alive], axis=1)
+        # A dead row stays at a position that exists.
+        self._positions = np.where(alive[:, 0], self._positions + 1, 0)
+        logits = self._call(ids, self._positions[:, None], self._valid[:, None, :])
+        return logits if len(self._live) == len(logits) else logits[self._live]
+
+    def _move(self, parents: np.ndarray) -> None:
+        """Gives each new row a place among the places of its context, or lays all rows out anew."""
+        rows, contexts = self._cache.rows, self._contexts[parents]
+        index = np.arange(rows)
+        places = _places(contexts, self._contexts) if 2 * len(parents) > rows else None
+        if places is None:
+            self._live, index = np.arange(len(parents)), parents
+            self._attend(contexts)
+        else:
+            self._live = places
+            index[places] = parents
+        if not np.array_equal(index, np.arange(rows)):
+            self._cache.select(index)
+            self._valid, self._positions = self._valid[index], self._positions[index]
+
+    def _attend(self, contexts: np.ndarray) -> None:
+        self._contexts = contexts
+        # Rows of one image share its keys and values: a batch of one broadcasts.
+        shared = bool((contexts == contexts[0]).all())
+        self._selected = self._cross.select(contexts[:1] if shared else contexts)
+
+    def _call(self, ids: np.ndarray, positions: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        feeds: ArrayDict = {
+            "input_ids": ids,
+            "position_ids": positions,
+            "self_attention_mask": additive(allowed)[:, None],
+        }
+        feeds.update(self._cache.feeds())
+        feeds.update(self._selected.arrays)
+        if self._wants_mask:
+            feeds[CROSS_MASK] = cross_mask(self._selected, ids.shape[1])
+        outputs = self._session.run(feeds)
+        self._cache.append(outputs)
+        return checked_logits(outputs["logits"], self._session)
+
+
+def _places(wanted: np.ndarray, contexts: np.ndarray) -> Optional[np.ndarray]:
+    """For each wanted context its own index in ``contexts``, or None if there are too few."""
+    free: Dict[int, List[int]] = {}
+    for index in range(len(contexts) - 1, -1, -1):
+        free.setdefault(int(contexts[index]), []).append(index)
+    places = []
+    for context in wanted:
+        left = free.get(int(context))
+        if not left:
+            return None
+        places.append(left.pop())
+    return np.array(places, dtype=np.int64)
+
+
+class FixedRun(DecoderRun):
+    """For nets compiled for fixed lengths: ``first_pass`` and ``step``, row after row.
+
+    Prompts are left-padded to the first pass's length; longer ones are fed in several calls. A step
+    takes several rows at once where it was compiled for that.
+    """
+
+    def __init__(self, session: Session, dimensions: Dimensions, cross: CrossStates) -> None:
+        self._session = session
+        self._cross = cross
+        self._dimensions = dimensions
+        self._step = session.net("step")
+        self._first = session.nets.get("first_pass", self._step)
+        self._slots = fixed_axis(self._step, "past.0.key", 1)
+        self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)
+        self._rows = self._step.lengths("batch") or (1,)
+
+    def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
+        """See ``DecoderRun``."""
+        self._contexts = np.array(contexts, dtype=np.int64)
+        self._cache = FixedCache(self._dimensions, len(prompts), self._slots)
+        return np.concatenate(
+            [self._prompt(row, list(prompt)) for row, prompt in enumerate(prompts)]
+        )
+
+    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """See ``DecoderRun``."""
+        if not np.array_equal(parents, np.arange(len(self._contexts))):
+            self._cache.select(parents)
+            self._contexts = self._contexts[parents]
+        logits, start = [], 0
+        for count in row_groups(len(tokens), self._rows):
+            rows = range(start, start + count)
+            logits.append(self._call(self._step, rows, [[int(tokens[row])] for row in rows]))
+            start += count
+        return np.concatenate(logits)
+
+    def _prompt(self, row: int, prompt: List[int]) -> np.ndarray:
+        logits = np.zeros(0)
+        for start, end in prompt_cuts(len(prompt), self._first_tokens):
+            net = self._step if end - start == 1 else self._first
+            logits = self._call(net, range(row, row + 1), [prompt[start:end]])
+        return logits
+
+    def _call(self, net: Net, rows: range, tokens: List[List[int]]) -> np.ndarray:
+        """Feeds equally many tokens to each of some rows, in the smallest stage that fits."""
+        lengths = [int(self._cache.lengths[row]) for row in rows]
+        stage = fitting_stage(net, len(rows), len(tokens[0]), max(lengths))
+        length = fixed_axis(stage, "self_attention_mask", 2)
+        slots = fixed_axis(stage, "past.0.key", 1)
+        context = self._cross.select(self._contexts[rows.start : rows.stop])
+        feeds = fixed_calls(tokens, length, lengths, slots)
+        feeds.update(self._cache.feeds(rows, slots))
+        feeds.update(context.arrays)
+        if net.input(CROSS_MASK) is not None:
+            feeds[CROSS_MASK] = cross_mask(context, length)
+        outputs = self._session.run(feeds, net=net.name)
+        self._cache.append(rows, outputs, len(tokens[0]))
+        if self.tokens_suffice and NEXT_TOKEN in outputs:
+            checked_logits(outputs[NEXT_LOGIT], self._session)
+            return tokens_of(outputs[NEXT_TOKEN])
+        return checked_logits(outputs["logits"], self._session)
+
+
+def tokens_of(array: np.ndarray) -> np.ndarray:
+    """Token ids ``[rows]`` of a decoder's own choice."""
+    return array.reshape(-1).astype(np.int64)
+
+
+def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:
+    """The smallest stage of a decoder's net for so many rows, new tokens each, and past ones."""
+    if not net.variants:
+        return net
+    # Beyond the last slot nothing is read: the rows of a full cache are all there is.
+    slots = min(past, net.lengths("past_tokens")[-1])
+    return net.smallest(batch=rows, text_tokens=tokens, past_tokens=slots)
+
+
+def fixed_calls(
+    tokens: List[List[int]], length: int, pasts: Sequence[int], slots: int
+) -> ArrayDict:
+    """``fixed_call`` of several rows, one below the other."""
+    calls = [fixed_call(row, length, past, slots) for row, past in zip(tokens, pasts)]
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+
+def prompt_cuts(tokens: int, most: int) -> List[Tuple[int, int]]:
+    """Start and end of each call that feeds a prompt; the first one takes the remainder."""
+    first = tokens % most or most
+    cuts = [0, *range(first, tokens + 1, most)]
+    return list(zip(cuts, cuts[1:]))
+
+
+def fixed_call(tokens: List[int], length: int, past: int, slots: int) -> ArrayDict:
+    """Ids, positions and self mask of a call of fixed length over a cache of ``slots`` rows.
+
+    Args:
+        tokens: at most ``length`` ids, padded on the left; the padding is masked.
+        length: tokens per call of the net.
+        past: rows of the cache in use.
+        slots: rows of the cache.
+    """
+    pads = length - len(tokens)
+    ids = np.zeros((1, length), dtype=np.int64)
+    ids[0, pads:] = tokens
+    positions = np.zeros((1, length), dtype=np.int64)
+    positions[0, pads:] = np.arange(past, past + len(tokens))
+    allowed = np.zeros((1, length, slots + length), dtype=bool)
+    allowed[:, pads:, :past] = True
+    allowed[:, :, slots:] = np.tril(np.ones((length, length), dtype=bool))
+    allowed[:, pads:, slots : slots + pads] = False
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "self_attention_mask": additive(allowed)[:, None],
+    }
+
+
+def capacity(session: Session, maximum_positions: int) -> int:
+    """Longest sequence in tokens that the decoder can produce.
+
+    The last token is produced, not fed: with P cache slots P + 1 tokens can be fed.
+    """
+    if "step" in session.nets:
+        slots = fixed_axis(session.net("step"), "past.0.key", 1)
+        return min(slots + 2, maximum_positions + 1)
+    return maximum_positions + 1
+
+
+def additive(allowed: np.ndarray) -> np.ndarray:
+    """A boolean mask as what is added to attention scores."""
+    return np.where(allowed, np.float32(0.0), MASKED)
+
+
+def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:
+    """Additive mask over encoder tokens, ``[contexts, 1, tokens, encoder tokens]``."""
+    encoder_tokens = next(iter(cross.arrays.values())).shape[1]
+    mask = np.ones((cross.contexts, encoder_tokens)) if cross.mask is None else cross.mask
+    wide = np.broadcast_to(mask[:, None, None, :] != 0, (len(mask), 1, tokens, mask.shape[1]))
+    return additive(wide)
+
+
+def fixed_axis(net: Net, name: str, axis: int) -> int:
+    """Length of an axis that must be fixed.
+
+    Raises:
+        ArtifactError: the net has no such input, or the axis is dynamic.
+    """
+    spec = net.input(name)
+    length = spec.shape[axis] if spec is not None and len(spec.shape) > axis else None
+    if not isinstance(length, int):
+        raise ArtifactError(f"net '{net.name}': input {name} axis {axis} must be fixed; rebuild it")
+    return length
+
+
+def checked_logits(logits: np.ndarray, session: Session) -> np.ndarray:
+    """The logits of a call as float32.
+
+    Raises:
+        BackendError: they are not finite, as after a half-precision overflow.
+    """
+    logits = widened(logits)
+    if not np.isfinite(logits.sum()):
+        manifest = session.manifest
+        raise BackendError(
+            f"{manifest.component} on {manifest.target} {manifest.precision}: logits are not "
+            "finite; use a wider precision (f32, bf16) or --mode exact"
+        )
+    return logits

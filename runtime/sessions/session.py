@@ -1,0 +1,283 @@
+"""What every backend offers: named arrays in, named arrays out, in the contract's names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from ..errors import ArtifactError, BackendError, InputError
+from ..files.manifests import ComponentManifest, HostLookup, Net, TensorSpec
+from ..files.number_formats import narrowed, widened
+from .file_pool import FilePool
+
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+ArrayDict = Dict[str, "np.ndarray[Any, Any]"]
+
+MODES = ("exact", "fast")
+#: What users may ask for: ``int8`` is the set of that precision, at the device's default.
+MODE_CHOICES = (*MODES, "int8")
+PERFORMANCE_HINTS = ("latency", "throughput")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to load and run nets; each backend reads what concerns it."""
+
+    #: openvino: CPU, GPU, NPU, AUTO; SOPHON: device index or ``simulator``; None: the default
+    device: Optional[str] = None
+    #: openvino: ``exact`` computes in float32, ``fast`` in the device's default precision
+    mode: str = "exact"
+    #: openvino: ``latency`` or ``throughput``
+    performance_hint: str = "latency"
+    #: openvino: folder to keep compiled models in; None compiles every time
+    cache_folder: Optional[Path] = None
+    #: onnxruntime, openvino: threads per call; None: the backend's choice
+    threads: Optional[int] = None
+    #: images taken through all stages at once; None: what fits in bounded memory
+    batch: Optional[int] = None
+    #: compare SHA-256 digests with the manifest before loading
+    verify_digest: bool = True
+    #: compare digests even of files that were compared before and have not changed since
+    rehash: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"mode '{self.mode}': choose from {', '.join(MODE_CHOICES)}")
+        if self.performance_hint not in PERFORMANCE_HINTS:
+            known = ", ".join(PERFORMANCE_HINTS)
+            raise InputError(f"performance_hint '{self.performance_hint}': choose from {known}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads {self.threads}: must be at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch {self.batch}: must be at least 1")
+
+    def with_device(self, device: Optional[str]) -> "SessionOptions":
+        """The same options for another device."""
+        return replace(self, device=device)
+
+
+def resolved_mode(mode: str, precision: Optional[str]) -> Tuple[str, Optional[str]]:
+    """Mode of the device and precision of the artifacts for what a user asked for.
+
+    Raises:
+        InputError: mode ``int8`` with artifacts of another precision.
+    """
+    if mode != "int8":
+        return mode, precision
+    if precision not in (None, "int8"):
+        raise InputError(f"mode int8: takes int8 artifacts, not {precision}; use mode fast")
+    return "fast", "int8"
+
+
+class Session(ABC):
+    """One component artifact, loaded on first use and safe to share between threads."""
+
+    def __init__(self, manifest: ComponentManifest, options: SessionOptions) -> None:
+        self.manifest = manifest
+        self.options = options
+        self.nets: Dict[str, Net] = {net.name: net for net in manifest.nets}
+        self._lock = threading.RLock()
+        self._loaded = False
+        self._tables: ArrayDict = {}
+        self._pool = FilePool()
+        #: time spent inside the backend in seconds; what a call takes beyond it is our own overhead
+        self.backend_seconds = 0.0
+
+    @property
+    def inputs(self) -> Tuple[TensorSpec, ...]:
+        """Inputs of the first net."""
+        return self.manifest.nets[0].inputs
+
+    @property
+    def outputs(self) -> Tuple[TensorSpec, ...]:
+        """Outputs of the first net."""
+        return self.manifest.nets[0].outputs
+
+    def net(self, name: Optional[str]) -> Net:
+        """The net called ``name``, or the only net if None.
+
+        Raises:
+            ArtifactError: no such net, or several to choose from.
+        """
+        if name is None:
+            if len(self.nets) != 1:
+                known = ", ".join(self.nets)
+                raise ArtifactError(f"{self.manifest.path}: nets: name one of {known}")
+            return self.manifest.nets[0]
+        return self.nets[name] if name in self.nets else self.manifest.net(name)
+
+    def rows_per_call(self, net: Net) -> Optional[int]:  # noqa: ARG002 - sessions differ
+        """Most rows that a call of a net with a dynamic batch should take; None: any number."""
+        return None
+
+    def share(self, pool: FilePool) -> None:
+        """Opens model files through a pool of several sessions; call it before anything else.
+
+        Sessions on one file get one lock, so that their calls run one after the other.
+        """
+        self._pool = pool
+        self._lock = pool.lock(self.manifest.folder / self.manifest.nets[0].file)
+
+    def load(self) -> None:
+        """Checks the files against the manifest and loads them; does nothing the second time.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+            BackendError: the backend is missing or refuses the artifact.
+        """
+        if self._loaded:
+            return
+        with self._lock:
+            if self._loaded:
+                return
+            options = self.options
+            self.manifest.check_files(digests=options.verify_digest, remembered=not options.rehash)
+            for net in self.manifest.nets:
+                for lookup in net.host_lookups:
+                    self._load_table(lookup)
+            self._load()
+            self._loaded = True
+
+    def run(self, feeds: Arrays, net: Optional[str] = None) -> ArrayDict:
+        """Runs one net.
+
+        Args:
+            feeds: contract name to array; names that the net does not take are ignored. Dtypes are
+                converted to the net's own, and embeddings are looked up where the net takes them
+                instead of token ids.
+            net: which net; may be omitted where there is only one. Of a net compiled for several
+                shapes, the stage that takes the shapes of ``feeds`` runs.
+
+        Returns:
+            Contract name to array; half-precision outputs come back as float32.
+
+        Raises:
+            InputError: an input is missing or has the wrong shape.
+            BackendError: the backend failed.
+        """
+        chosen = self.net(net)
+        if chosen.variants:
+            chosen = chosen.taking({name: np.shape(array) for name, array in feeds.items()})
+        self.load()
+        arrays = self._convert(chosen, feeds)
+        outputs = self._execute(chosen, arrays)
+        return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
+
+    @contextmanager
+    def in_backend(self) -> Iterator[None]:
+        """Counts the time of the block as the backend's own."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.backend_seconds += time.perf_counter() - begin
+
+    def concurrency(self) -> int:
+        """How many calls at a time keep the device busy; may load the net to find out."""
+        return 1
+
+    def exclusive(self) -> ContextManager[object]:
+        """Held while several calls must not be interleaved with another thread's."""
+        return self._lock
+
+    def close(self) -> None:
+        """Releases what the backend holds; the session loads again when it is used again."""
+        with self._lock:
+            if self._loaded:
+                self._unload()
+                self._loaded = False
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Loads the artifact's files; called once, under the session's lock."""
+
+    @abstractmethod
+    def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        """Runs a net on arrays in its inputs' order and dtypes; returns its outputs in order."""
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Releases what ``_load`` took."""
+
+    def _convert(self, net: Net, feeds: Arrays) -> List[np.ndarray]:
+        lookups = {lookup.input: lookup for lookup in net.host_lookups}
+        arrays = []
+        for spec in net.inputs:
+            if spec.name in lookups and spec.name not in feeds:
+                array = self._look_up(lookups[spec.name], feeds)
+            elif spec.name in feeds:
+                array = np.asarray(feeds[spec.name])
+            else:
+                raise InputError(
+                    f"{self._label(net)}: input '{spec.name}' is missing; feed {_names(net.inputs)}"
+                )
+            check_shape(array, spec, self._label(net))
+            arrays.append(narrowed(array, spec.dtype))
+        return arrays
+
+    def _look_up(self, lookup: HostLookup, feeds: Arrays) -> np.ndarray:
+        if lookup.indices not in feeds:
+            raise InputError(f"{self.manifest.path.name}: input '{lookup.indices}' is missing")
+        table = self._tables[lookup.table]
+        indices = np.asarray(feeds[lookup.indices])
+        if indices.size and (indices.min() < 0 or indices.max() >= len(table)):
+            raise InputError(
+                f"{self.manifest.path.name}: {lookup.indices} outside 0..{len(table) - 1}"
+            )
+        rows: np.ndarray = table[indices]
+        return rows
+
+    def _load_table(self, lookup: HostLookup) -> None:
+        path = self.manifest.folder / lookup.table
+        try:
+            self._tables[lookup.table] = np.load(str(path), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: not a table ({one_line(error)}); rebuild it") from None
+
+    def _label(self, net: Net) -> str:
+        return f"{self.manifest.component} on {self.manifest.target} ({net.name})"
+
+    def _failed(self, what: str, error: BaseException) -> BackendError:
+        return BackendError(
+            f"{self.manifest.component} on {self.manifest.target}: {what}: {one_line(error)}"
+        )
+
+
+def check_shape(array: np.ndarray, spec: TensorSpec, where: str) -> None:
+    """Compares an array with a spec's fixed axes.
+
+    Raises:
+        InputError: rank or a fixed axis differs.
+    """
+    shape = spec.shape
+    fits = len(shape) == array.ndim and all(
+        wanted == have for wanted, have in zip(shape, array.shape) if isinstance(wanted, int)
+    )
+    if not fits:
+        raise InputError(
+            f"{where}: input '{spec.name}' has shape {list(array.shape)}, it must be {list(shape)}"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something, for messages of one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines and lines[0].startswith("Exception from") else "".join(lines[:1])
+    return text or type(error).__name__
+
+
+def _names(specs: Tuple[TensorSpec, ...]) -> str:
+    return ", ".join(spec.name for spec in specs)

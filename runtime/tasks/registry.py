@@ -1,0 +1,63 @@
+"""The tasks: describe an image, answer questions about it, match it with texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Union
+
+from .answering import Answer, QuestionAnswerer
+from .captioning import Caption, Captioner
+from .matching import Match, Matcher, Ranking
+from .task import Task
+
+TASKS = {"caption": Captioner, "vqa": QuestionAnswerer, "itm": Matcher}
+
+
+class BlipModel:
+    """Captions and answers behind two methods, for code written against one BLIP model."""
+
+    def __init__(self, captioner: Captioner, answerer: QuestionAnswerer) -> None:
+        self.captioner = captioner
+        self.answerer = answerer
+
+    @classmethod
+    def from_artifacts(cls, folder: Union[str, Path], **options: Any) -> "BlipModel":
+        """Opens a pipeline's caption and vqa artifacts; options as ``Task.from_artifacts``."""
+        return cls(
+            Captioner.from_artifacts(folder, **options),
+            QuestionAnswerer.from_artifacts(folder, **options),
+        )
+
+    def generate_caption(
+        self,
+        pixel_values: Any,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """See ``Captioner.generate_caption``."""
+        return self.captioner.generate_caption(
+            pixel_values, input_ids, attention_mask, **generate_kwargs
+        )
+
+    def generate_answer(
+        self, pixel_values: Any, input_ids: Any, attention_mask: Any = None, **generate_kwargs: Any
+    ) -> Any:
+        """See ``QuestionAnswerer.generate_answer``."""
+        return self.answerer.generate_answer(
+            pixel_values, input_ids, attention_mask, **generate_kwargs
+        )
+
+
+__all__ = [
+    "TASKS",
+    "Answer",
+    "BlipModel",
+    "Caption",
+    "Captioner",
+    "Match",
+    "Matcher",
+    "QuestionAnswerer",
+    "Ranking",
+    "Task",
+]

@@ -1,0 +1,139 @@
+"""Defects of integer IRs: what a wrong calibration, a wrong scale or a buggy pass would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openvino
+
+from tests.faults.irs import Change, dropped, find, ir, put, scalar, tanh_gelu
+
+_SEED = 5
+
+
+def _weights(model: openvino.Model, product: str) -> list[Any]:
+    """Constants behind a product's weights: integers first, then zero points and scales."""
+    found: list[Any] = []
+    waiting = [find(model, product).input(1).get_source_output().get_node()]
+    while waiting:
+        node = waiting.pop(0)
+        if node.get_type_name() == "Constant":
+            found.append(node)
+        waiting += [port.get_source_output().get_node() for port in node.inputs()]
+    return sorted(found, key=lambda node: -node.get_data().size)
+
+
+def _integers(product: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def apply(model: openvino.Model) -> None:
+        old = _weights(model, product)[0]
+        limits = np.iinfo(old.get_data().dtype)
+        values = np.rint(change(old.get_data().astype(np.float64)))
+        put(old, np.clip(values, limits.min, limits.max))
+
+    return apply
+
+
+def _noisy(array: np.ndarray) -> np.ndarray:
+    generator = np.random.default_rng(_SEED)
+    return array * (1 + 0.01 * generator.standard_normal(array.shape))
+
+
+def _scales(product: str, factor: float) -> Change:
+    def apply(model: openvino.Model) -> None:
+        scale = next(n for n in _weights(model, product) if n.get_data().dtype.kind == "f")
+        put(scale, scale.get_data().astype(np.float32) * factor)
+
+    return apply
+
+
+def _swapped(first: str, second: str) -> Change:
+    def apply(model: openvino.Model) -> None:
+        pairs = zip(_weights(model, first), _weights(model, second), strict=True)
+        for a, b in list(pairs):
+            left, right = np.array(a.get_data()), np.array(b.get_data())
+            put(a, right)
+            put(b, left)
+
+    return apply
+
+
+def _range(before: str, factor: float) -> Change:
+    """The limits of the quantiser behind a tensor."""
+
+    def apply(model: openvino.Model) -> None:
+        for node in model.get_ordered_ops():
+            if node.get_type_name() == "FakeQuantize" and before in node.get_friendly_name():
+                for port in range(1, 5):
+                    old = node.input(port).get_source_output().get_node()
+                    put(old, np.array(old.get_data()) * factor)
+                return
+        raise AssertionError(before)
+
+    return apply
+
+
+def _fault(name: str, task: str, component: str, change: Change, named: str) -> dict[str, Any]:
+    return {
+        "name": f"int8 IR: {name}",
+        "task": task,
+        "component": component,
+        "precision": "int8",
+        "plant": ir(component, change, "int8"),
+        "named": f"target: {component} {named}",
+    }
+
+
+INTEGER_FAULTS: list[dict[str, Any]] = [
+    _fault(
+        "threshold of one layer over 8",
+        "caption",
+        "vision_encoder",
+        _range("/layers.2/feed_forward/activation/Mul_1", 1 / 8),
+        r"layers\.2\.feed_forward\.activation",
+    ),
+    _fault(
+        "range a hundred times too wide",
+        "itm",
+        "vision_encoder",
+        _range("/layers.1/attention/query/Add", 100.0),
+        r"layers\.1\.attention\.query",
+    ),
+    _fault(
+        "one layer's weights off by 1 %",
+        "vqa",
+        "vision_encoder",
+        _integers("/layers.1/attention/value/MatMul", _noisy),
+        r"layers\.1\.attention\.value",
+    ),
+    _fault(
+        "one layer's scales off by 1 %",
+        "itm",
+        "text_encoder",
+        _scales("/layers.0/attention/output/MatMul", 1.01),
+        r"layers\.0\.attention\.output",
+    ),
+    _fault(
+        "keys and values swapped",
+        "caption",
+        "vision_encoder",
+        _swapped("/layers.1/attention/key/MatMul", "/layers.1/attention/value/MatMul"),
+        r"layers\.1\.attention\.(key|value)",
+    ),
+    _fault(
+        "tanh GELU",
+        "vqa",
+        "text_decoder",
+        tanh_gelu("/layers.0/feed_forward/feed_forward/activation"),
+        r"layers\.0\.feed_forward\.feed_forward\.activation",
+    ),
+    _fault(
+        "scale is not 1/sqrt(d)",
+        "caption",
+        "vision_encoder",
+        scalar("/layers.1/attention/Mul", lambda v: v * 0.99),
+        r"layers\.1\.attention",
+    ),
+    _fault("residual dropped", "itm", "vision_encoder", dropped("/layers.2/Add", 1), r"layers\.2"),
+]

@@ -1,0 +1,224 @@
+"""Whole answers of a target against the checkpoint's own: tokens, match decisions, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from configs.schema import Precision
+from configs.tolerances import Gate, ScoreTolerance, source
+from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.tasks.answering import QuestionAnswerer
+from runtime.tasks.captioning import Captioner
+from runtime.tasks.matching import Match, Matcher
+from verify.answers.cases import Case
+from verify.artifacts import runtime_failures
+from verify.checkpoint.reference_model import Answer
+from verify.parity.compare import number
+from verify.results import Check, Subject
+
+#: Divergences that the verdict lists.
+MOST_DIVERGENCES = 5
+#: Answers that the verdict quotes whether they agree or not, for the report's side-by-side view.
+QUOTED_EXAMPLES = 6
+#: Characters of an answer that a message quotes.
+MOST_CHARACTERS = 80
+
+
+def generated_tokens(
+    task: Captioner | QuestionAnswerer, cases: Sequence[Case], new_tokens: int
+) -> list[tuple[int, ...]]:
+    """Whole sequences, greedy, prompt and end token included, from the runtime's task classes."""
+    images = [case.image() for case in cases]
+    texts = [case.text for case in cases]
+    with runtime_failures():
+        if isinstance(task, Captioner):
+            captions = task.batch(images, texts, max_new_tokens=new_tokens)
+            return [caption.token_ids for caption in captions]
+        answers = task.batch(images, [[text] for text in texts], max_new_tokens=new_tokens)
+        return [answer.token_ids for (answer,) in answers]
+
+
+def match_scores(task: Matcher, cases: Sequence[Case]) -> list[Match]:
+    """Matching probability and contrastive cosine per case."""
+    with runtime_failures():
+        return task.batch([case.image() for case in cases], [case.text for case in cases])
+
+
+def token_check(
+    subject: Subject,
+    cases: Sequence[Case],
+    expected: Sequence[Answer],
+    found: Sequence[tuple[int, ...]],
+    gate: Gate,
+    tokenizer: TextTokenizer,
+) -> Check:
+    """Token for token, the end token included."""
+    same = [answer.tokens == tokens for answer, tokens in zip(expected, found, strict=True)]
+    divergences = [
+        _divergence(case, answer, tokens, tokenizer)
+        for case, answer, tokens, equal in zip(cases, expected, found, same, strict=True)
+        if not equal
+    ]
+    rate = sum(same) / len(same) if same else 0.0
+    problems = _below_gate("generations", rate, sum(same), len(same), gate)
+    problems += [
+        f"{d['case']}: {_short(d['found'])!r} instead of {_short(d['expected'])!r} "
+        f"from token {d['token']} on"
+        for d in (divergences[:2] if problems else [])
+    ]
+    if same and all(len(answer.tokens) <= answer.prompt + 1 for answer in expected):
+        problems.append("every answer of the checkpoint is empty: comparing them proves nothing")
+    metrics = {
+        "exact_match_rate": rate,
+        "exact": sum(same),
+        "tokens_compared": sum(len(answer.tokens) for answer in expected),
+        "distinct_answers": len({answer.tokens[answer.prompt :] for answer in expected}),
+        "least_margin": min(
+            (answer.margin for answer in expected if answer.margin is not None), default=None
+        ),
+        "accuracy": _accuracy(cases, expected, found, tokenizer),
+        "checkpoint_accuracy": _accuracy(
+            cases, expected, [answer.tokens for answer in expected], tokenizer
+        ),
+        "first_divergences": divergences[:MOST_DIVERGENCES],
+        "examples": [
+            {
+                **_about(case),
+                "expected": tokenizer.decode(answer.tokens),
+                "found": tokenizer.decode(tokens),
+                "same": equal,
+            }
+            for case, answer, tokens, equal in zip(cases, expected, found, same, strict=True)
+        ][:QUOTED_EXAMPLES],
+    }
+    return Check(subject, len(same), metrics, _gate_record(gate), tuple(problems))
+
+
+def score_check(
+    subject: Subject,
+    cases: Sequence[Case],
+    expected: Sequence[Answer],
+    found: Sequence[Match],
+    gate: Gate,
+    tolerance: ScoreTolerance,
+    arithmetic: Precision,
+) -> Check:
+    """Decisions by gate; probabilities and cosines by tolerance."""
+    probabilities = np.array([match.probability for match in found], dtype=np.float64)
+    cosines = np.array([match.cosine for match in found], dtype=np.float64)
+    wanted = np.array([answer.probability for answer in expected], dtype=np.float64)
+    wanted_cosines = np.array([answer.similarity for answer in expected], dtype=np.float64)
+    problems = []
+    values = (probabilities, cosines, wanted, wanted_cosines)
+    if not all(np.isfinite(array).all() for array in values):
+        problems.append("a score is not finite")
+    same = (probabilities > 0.5) == (wanted > 0.5)
+    rate = float(same.mean()) if len(same) else 0.0
+    problems += _below_gate("decisions", rate, int(same.sum()), len(same), gate)
+    errors = {
+        "probability": float(np.abs(probabilities - wanted).max(initial=0.0)),
+        "similarity": float(np.abs(cosines - wanted_cosines).max(initial=0.0)),
+    }
+    limits = {
+        "probability": tolerance.max_probability_error,
+        "similarity": tolerance.max_similarity_error,
+    }
+    for name, error in errors.items():
+        if not error <= limits[name]:
+            problems.append(f"{name} error {error:.2e} exceeds {limits[name]:.1e}")
+    if len(wanted) > 1 and (np.ptp(wanted) == 0.0 or np.ptp(wanted_cosines) == 0.0):
+        problems.append("the checkpoint gives every pair one score: comparing it proves nothing")
+    truth = np.array([case.truth is True for case in cases])
+    metrics: dict[str, Any] = {
+        "decision_match_rate": rate,
+        "max_probability_error": number(errors["probability"]),
+        "max_similarity_error": number(errors["similarity"]),
+        "accuracy": _share((probabilities > 0.5) == truth),
+        "checkpoint_accuracy": _share((wanted > 0.5) == truth),
+        "arithmetic": arithmetic,
+        "first_divergences": [
+            {
+                "case": case.name,
+                "expected": number(answer.probability or 0.0),
+                "found": number(match.probability),
+            }
+            for case, answer, match, equal in zip(cases, expected, found, same, strict=True)
+            if not equal
+        ][:MOST_DIVERGENCES],
+        "examples": [
+            {
+                **_about(case),
+                "expected": number(answer.probability or 0.0),
+                "found": number(match.probability),
+                "same": bool(equal),
+            }
+            for case, answer, match, equal in zip(cases, expected, found, same, strict=True)
+        ][:QUOTED_EXAMPLES],
+    }
+    record = {
+        **_gate_record(gate),
+        "max_probability_error": tolerance.max_probability_error,
+        "max_similarity_error": tolerance.max_similarity_error,
+        "score_source": source(tolerance),
+        "reason": tolerance.reason,
+    }
+    return Check(subject, len(same), metrics, record, tuple(problems))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."
+
+
+def _about(case: Case) -> dict[str, Any]:
+    return {"scene": case.scene, "text": case.text, "truth": case.truth}
+
+
+def _below_gate(what: str, rate: float, same: int, total: int, gate: Gate) -> list[str]:
+    if total and rate < gate.minimum_exact:
+        return [
+            f"{same} of {total} {what} equal the checkpoint's, {gate.minimum_exact:.2%} are needed"
+        ]
+    return []
+
+
+def _gate_record(gate: Gate) -> dict[str, Any]:
+    return {"minimum_exact": gate.minimum_exact, "source": gate.source}
+
+
+def _divergence(
+    case: Case, answer: Answer, tokens: tuple[int, ...], tokenizer: TextTokenizer
+) -> dict[str, Any]:
+    pairs = zip(answer.tokens, tokens, strict=False)
+    shorter = min(len(answer.tokens), len(tokens))
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+    return {
+        "case": case.name,
+        "token": first,
+        "expected": tokenizer.decode(answer.tokens),
+        "found": tokenizer.decode(tokens),
+        "expected_tokens": list(answer.tokens),
+        "found_tokens": list(tokens),
+        # How close the checkpoint itself came to another answer.
+        "least_margin": answer.margin,
+    }
+
+
+def _accuracy(
+    cases: Sequence[Case],
+    expected: Sequence[Answer],
+    answers: Sequence[tuple[int, ...]],
+    tokenizer: TextTokenizer,
+) -> float:
+    """Share of answers that say what is right about the scene, whatever the checkpoint says."""
+    right = [
+        tokenizer.decode(tokens[answer.prompt :]) == case.truth
+        for case, answer, tokens in zip(cases, expected, answers, strict=True)
+    ]
+    return _share(np.array(right))
+
+
+def _share(right: Any) -> float:
+    return float(right.mean()) if len(right) else 0.0

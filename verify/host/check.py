@@ -1,0 +1,65 @@
+"""All stages around one task's graphs in one check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from configs.errors import BlipEdgeError
+from configs.schema import Component, TaskConfig
+from pipeline.manifest import TaskManifest
+from runtime.files.manifests import ComponentManifest
+from verify.answers.cases import Case
+from verify.checkpoint.trace import Checkpoint
+from verify.host.batches import compare_batches
+from verify.host.calls import compare_host
+from verify.host.finding import Finding
+from verify.host.preprocessing import compare_preprocessing
+from verify.host.search import compare_search
+from verify.host.settings import compare_settings
+from verify.host.tokenization import compare_tokenization
+from verify.parity.inputs import Graphs
+from verify.results import Check, Subject
+
+#: Whole answers whose every call is judged.
+HOST_CASES = 3
+
+
+def stage_findings(
+    manifest: TaskManifest,
+    config: TaskConfig,
+    checkpoint: Checkpoint,
+    graphs: Graphs,
+    nets: Mapping[Component, ComponentManifest],
+    cases: Sequence[Case],
+    new_tokens: int,
+    seed: int,
+) -> list[Finding]:
+    """Everything wrong around the graphs, the stage that comes first first."""
+    folder: Path = graphs.manifest.folder
+    steps: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("settings", lambda: compare_settings(manifest, config, checkpoint, folder)),
+        ("preprocessing", lambda: compare_preprocessing(graphs.preprocessor, checkpoint, seed)),
+        (
+            "tokenization",
+            lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed, config.question_start),
+        ),
+        ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
+        ("generation", lambda: compare_batches(graphs, nets, cases, new_tokens)),
+        ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),
+    ]
+    found: list[Finding] = []
+    for stage, step in steps:
+        try:
+            found += step()
+        except BlipEdgeError as error:
+            # Wrong settings make a stage fail: that is a finding, and the next stage is still told.
+            found.append(Finding(stage, "failed", str(error)))
+    return found
+
+
+def stage_check(subject: Subject, found: Sequence[Finding], cases: int) -> Check:
+    """The verdict over the stages."""
+    metrics = {"findings": [finding.__dict__ for finding in found]}
+    tolerance = {"source": "the checkpoint's own files and HuggingFace's code: nothing may differ"}
+    return Check(subject, cases, metrics, tolerance, tuple(str(finding) for finding in found))

@@ -1,0 +1,131 @@
+"""Reads what the report is about: manifests, verdict, and what other commands left beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from configs.errors import InputError
+from configs.layout import MANIFEST_SUFFIX, Layout
+from configs.load import shown
+from configs.schema import PipelineConfig
+from pipeline.manifest import ComponentManifest, TaskManifest, key_of, read_manifest
+from verify.results import Check
+
+Json = dict[str, Any]
+
+#: Results of other commands, by kind: where they lie below the root.
+RESULTS = {
+    "evaluation": "evaluation/*.json",
+    "bisect": "bisect/*.json",
+    "benchmark": "benchmark.json",
+}
+
+
+@dataclass
+class Sources:
+    """Everything on the disk that the page shows."""
+
+    pipeline: PipelineConfig
+    config: Path
+    root: Path
+    verdict: Json
+    #: when verify.json was written
+    verified_at: datetime
+    tasks: list[TaskManifest] = field(default_factory=list)
+    #: manifest path as verify.json has it -> manifest
+    components: dict[str, ComponentManifest] = field(default_factory=dict)
+    #: results of other commands: kind -> (path, content)
+    results: dict[str, list[tuple[Path, Json]]] = field(default_factory=dict)
+    #: files that could not be read, one line each
+    unreadable: list[str] = field(default_factory=list)
+    #: digest of everything read
+    digest: str = ""
+
+    @property
+    def checks(self) -> list[Json]:
+        """The verdict's checks."""
+        return list(self.verdict.get("checks", []))
+
+
+def read_sources(pipeline: PipelineConfig, config: Path) -> Sources:
+    """Reads a pipeline's artifacts folder.
+
+    Raises:
+        InputError: nothing was verified yet, or verify.json is damaged.
+    """
+    layout = Layout(pipeline)
+    digests: dict[str, str] = {}
+    verdict = _verdict(layout.verdict, config, digests)
+    written = layout.verdict.stat().st_mtime
+    sources = Sources(
+        pipeline, config, layout.root, verdict, datetime.fromtimestamp(int(written), UTC)
+    )
+    for task in pipeline.tasks:
+        folder = layout.task(task)
+        try:
+            if (path := layout.task_manifest(task)).is_file():
+                sources.tasks.append(read_manifest(TaskManifest, path))
+                digests[shown(path)] = _digest(path)
+        except InputError as error:
+            sources.unreadable.append(str(error))
+        for path in sorted(folder.glob(f"*/**/*{MANIFEST_SUFFIX}")):
+            try:
+                sources.components[shown(path)] = read_manifest(ComponentManifest, path)
+                digests[shown(path)] = _digest(path)
+            except InputError as error:
+                sources.unreadable.append(str(error))
+    for kind, pattern in RESULTS.items():
+        for path in sorted(layout.root.glob(pattern)):
+            _read_result(sources, kind, path, digests)
+    sources.digest = key_of(
+        {
+            "files": digests,
+            "unreadable": sources.unreadable,
+            "pipeline": pipeline.model_dump(mode="json"),
+            "config": str(config),
+            "verified_at": sources.verified_at.isoformat(),
+        }
+    )
+    return sources
+
+
+def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
+    try:
+        verdict: Json = json.loads(path.read_text(encoding="utf-8"))
+        for check in verdict["checks"]:
+            Check.of(check)
+    except FileNotFoundError:
+        raise InputError(
+            f"{shown(path)}: nothing was verified yet, so there is nothing to report; "
+            f"run: make verify CONFIG={config}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{shown(path)}: damaged or of another version; delete it and run: "
+            f"make verify CONFIG={config}"
+        ) from None
+    digests[shown(path)] = _digest(path)
+    return verdict
+
+
+def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str]) -> None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("kind", kind) != kind:
+            raise ValueError(f"not a result of kind {kind!r}")
+        if data.get("schema_version") != 1:
+            raise ValueError(f"schema_version {data.get('schema_version')} is not 1")
+    except (OSError, ValueError) as error:
+        sources.unreadable.append(f"{shown(path)}: {error}")
+        return
+    sources.results.setdefault(kind, []).append((path, data))
+    digests[shown(path)] = _digest(path)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
