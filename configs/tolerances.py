@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,6 @@ from configs.errors import ConfigError
 from configs.layout import CONFIGS_FOLDER
 from configs.load import read_yaml, shown, validate
 from configs.schema import Component, Precision, Strict
-from pipeline.manifest import file_sha256
 
 Stage = Literal[
     "hf_vs_wrapper",
@@ -223,4 +223,4 @@ def load_tolerances(path: Path = TOLERANCES_FILE) -> Tolerances:
 
 def tolerances_digest(path: Path = TOLERANCES_FILE) -> str:
     """Digest of the table: part of every check's key."""
-    return file_sha256(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
