@@ -18,7 +18,7 @@ def measured(openvino_artifacts: Path, tmp_path_factory: pytest.TempPathFactory)
     assert openvino_artifacts.is_dir()
     out = tmp_path_factory.mktemp("bench")
     result = run_stage(
-        *("verify", "bench", "--config", "configs/reference.yaml", "--task", "caption"),
+        *("benchmarks", "--config", "configs/reference.yaml", "--task", "caption"),
         *("--variants", ",".join(VARIANTS), "--rounds", "1", "--no-command-line"),
         *("--out", str(out), "--fresh"),
     )
@@ -74,7 +74,7 @@ def test_the_plot_and_the_raw_samples_are_there(measured: Path) -> None:
     ],
 )
 def test_a_wrong_option_ends_with_one_line(arguments: tuple[str, ...], said: str) -> None:
-    result = run_stage("verify", "bench", *arguments)
+    result = run_stage("benchmarks", *arguments)
     assert result.returncode == 2
     assert said in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
