@@ -23,7 +23,7 @@ import importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
 for name in ("torch", "transformers", "cv2"):
     assert importlib.util.find_spec(name) is None, name
-from runtime.tasks import Captioner, Matcher, QuestionAnswerer
+from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 folder, image = sys.argv[2], sys.argv[3]
 options = dict(target="onnx", threads=1)
 found = {"version": list(sys.version_info[:2])}
@@ -132,7 +132,7 @@ def test_the_command_line(exported_artifacts: Path, board_python: Path, tmp_path
 
 
 def test_every_module_compiles_on_the_board(board_python: Path):
-    modules = sorted(str(path) for path in (ROOT / "runtime").glob("*.py"))
+    modules = sorted(str(path) for path in (ROOT / "runtime").rglob("*.py"))
     program = "import sys; [compile(open(p).read(), p, 'exec') for p in sys.argv[1:]]"
     result = subprocess.run(
         [str(board_python), "-c", program, *modules], capture_output=True, text=True, check=False

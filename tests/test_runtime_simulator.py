@@ -253,7 +253,7 @@ def test_idle_processes_make_room(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
 
 def test_no_process_outlives_its_parent(tiny: Tiny) -> None:
     program = (
-        "import sys, time; from runtime.simulator_session import SimulatorSession as S; "
+        "import sys, time; from runtime.simulator.session import SimulatorSession as S; "
         f"s = S({str(tiny.bmodel('both'))!r}, 'bm1688'); s.nets(); "
         "print(s._worker.pid, flush=True); time.sleep(600)"
     )
