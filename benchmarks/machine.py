@@ -26,7 +26,6 @@ class Machine(BaseModel):
     features: tuple[str, ...]
     memory_bytes: int
     system: str
-    python: str
     virtual: bool
 
 
@@ -44,7 +43,6 @@ def describe() -> Machine:
         features=tuple(name for name in _FEATURES if name in flags),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
         virtual="hypervisor" in flags,
     )
 
@@ -52,11 +50,3 @@ def describe() -> Machine:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def free_memory_bytes() -> int:
-    """Memory that a new process can take without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return 0

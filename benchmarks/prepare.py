@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
-from benchmarks.runners.inputs import ROWS, Inputs
-from benchmarks.schedule import PROMPT_TOKENS
+import numpy as np
+
+from benchmarks.variants.base import BATCH, MODES, Inputs
 from configs.errors import InputError, ToolError
 from configs.layout import REPOSITORY_ROOT, Layout, checkpoint_folder
 from configs.load import load_target, shown
@@ -21,67 +21,50 @@ from runtime.files.manifests import read_task_manifest
 from runtime.preprocessing.pixel_values import ImagePreprocessor
 from runtime.preprocessing.tokenization import TextTokenizer
 
-#: Questions and texts of this many tokens, [CLS] and [SEP] included.
-TEXT_TOKENS = 8
-#: Mode -> precision set that it needs.
-NEEDED_PRECISION = {"exact": "f16", "fast": "f16", "int8": "int8", "int4": "int4"}
+#: Tokens of every caption prompt, and of every question or text, [CLS] and [SEP] included.
+PROMPT_TOKENS, TEXT_TOKENS = 5, 8
 _RANDOM = re.compile(r"random-(base|large)-(caption|vqa|itm)")
-
-
-@dataclass
-class Prepared:
-    """What is there to measure, and why the rest is not."""
-
-    #: variant -> one-line reason
-    missing: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
     config: Path, pipeline: PipelineConfig, task: Task, variants: tuple[str, ...]
-) -> Prepared:
+) -> dict[str, str]:
     """Makes the checkpoint (random ones only), exports it and compiles the IRs that variants need.
+
+    Returns:
+        variant -> why it cannot be measured, one line.
 
     Raises:
         InputError: the checkpoint is missing.
         ToolError: the export failed.
     """
-    _checkpoint(pipeline, task)
-    common = ["--config", str(config), "--task", task]
+    _make_checkpoint(pipeline, task)
+    common = ("--config", str(config), "--task", task)
     if _run("export", *common):
         raise ToolError(f"{shown(config)}: {task} could not be exported; see the lines above")
-    prepared = Prepared()
+    modes = [name for name in variants if name in MODES]
     offered = load_target("openvino").precisions
-    failed: dict[str, str] = {}
-    for variant in variants:
-        precision = NEEDED_PRECISION.get(variant)
-        if precision is None:
-            continue
+    problems: dict[str, str] = {}
+    for precision in {MODES[name][0]: None for name in modes}:
         if precision not in offered:
-            failed[precision] = f"OpenVINO artifacts have no precision {precision}"
-        elif precision not in failed:
-            code = _run("compile", *common, "--target", "openvino", "--precision", precision)
-            failed[precision] = f"compiling {precision} failed (exit {code})" if code else ""
-        if failed[precision]:
-            prepared.missing[variant] = failed[precision]
-    return prepared
+            problems[precision] = f"OpenVINO artifacts have no precision {precision}"
+        elif code := _run("compile", *common, "--target", "openvino", "--precision", precision):
+            problems[precision] = f"compiling {precision} failed (exit {code})"
+    return {name: problems[MODES[name][0]] for name in modes if MODES[name][0] in problems}
 
 
-def make_inputs(pipeline: PipelineConfig, task: Task, path: Path) -> None:
-    """Writes the images and texts that every variant gets."""
-    manifest = read_task_manifest(Layout(pipeline).task_manifest(task))
+def make_inputs(layout: Layout, task: Task) -> Inputs:
+    """The images and texts that every variant gets."""
+    manifest = read_task_manifest(layout.task_manifest(task))
     tokenizer = TextTokenizer(manifest.folder / "processor/tokenizer.json", manifest.text)
-    scenes = [make_scene(index) for index in range(ROWS)]
+    scenes = [make_scene(index) for index in range(BATCH.batch)]
     pixels = ImagePreprocessor(manifest.image)([draw(scene) for scene in scenes])
     if task == "caption":
-        rows = [_of_length(tokenizer.encode(CAPTION_PROMPT), PROMPT_TOKENS + 1)] * ROWS
-    elif task == "vqa":
-        texts = [questions(scene)[0].question for scene in scenes]
-        rows = [_of_length(tokenizer.question(text), TEXT_TOKENS) for text in texts]
+        rows = [_of_length(tokenizer.encode(CAPTION_PROMPT), PROMPT_TOKENS) for _ in scenes]
     else:
-        rows = [_of_length(tokenizer.question(caption(s)), TEXT_TOKENS) for s in scenes]
-    import numpy as np
-
-    Inputs(pixels, np.array(rows, dtype=np.int64)).save(path)
+        texts = [questions(s)[0].question if task == "vqa" else caption(s) for s in scenes]
+        rows = [_of_length(tokenizer.question(text), TEXT_TOKENS) for text in texts]
+    return Inputs(pixels, np.array(rows, dtype=np.int64))
 
 
 def _of_length(ids: list[int], length: int) -> list[int]:
@@ -89,9 +72,8 @@ def _of_length(ids: list[int], length: int) -> list[int]:
     return [ids[0], *islice(cycle(ids[1:-1]), length - 2), ids[-1]]
 
 
-def _checkpoint(pipeline: PipelineConfig, task: Task) -> None:
-    source = pipeline.tasks[task].checkpoint
-    folder = checkpoint_folder(source)
+def _make_checkpoint(pipeline: PipelineConfig, task: Task) -> None:
+    folder = checkpoint_folder(pipeline.tasks[task].checkpoint)
     if folder is None or (folder / "config.json").is_file():
         return
     name = _RANDOM.fullmatch(folder.name)
