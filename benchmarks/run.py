@@ -137,7 +137,7 @@ def _task(
             work,
             threads=options.threads,
             images=32,
-            rounds=2 if options.quick else 5,
+            rounds=max(1, options.rounds // 2),
             report=report,
         )
         if modes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.variants.base import NEW_TOKENS, Call, Variant, VariantOptions, Workload
-from verify.checkpoint.reference_model import load_model
+from verify.checkpoint.checkpoint import load_model
 
 
 class HuggingFaceVariant(Variant):

@@ -23,7 +23,7 @@ from transformers import cache_utils
 from benchmarks.variants.base import VariantOptions
 from pipeline.build import tool_versions
 from pipeline.manifest import TaskManifest, file_sha256, key_of, read_manifest
-from verify.checkpoint.reference_model import load_model
+from verify.checkpoint.checkpoint import load_model
 
 
 def converted(options: VariantOptions) -> Path:

@@ -137,68 +137,43 @@ def _read(store: Path, key: str) -> list[Answer] | None:
         return None  # computed again: the file is a cache
 
 
-def load_model(task: Task, checkpoint: str, revision: str | None) -> Any:
-    """The checkpoint's own HuggingFace model in float32, ready to answer.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import torch
-    from transformers import (
-        BlipForConditionalGeneration,
-        BlipForImageTextRetrieval,
-        BlipForQuestionAnswering,
-    )
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = {
-        "caption": BlipForConditionalGeneration,
-        "vqa": BlipForQuestionAnswering,
-        "itm": BlipForImageTextRetrieval,
-    }[task]
-    source, named = _source(checkpoint, revision)
-    try:
-        return model.from_pretrained(source, dtype=torch.float32, **named).eval()
-    except (OSError, ValueError) as error:
-        raise _cannot_load(checkpoint, error) from None
-
-
-def _source(checkpoint: str, revision: str | None) -> tuple[str, dict[str, str]]:
-    """A local folder, or a hub id with its revision."""
-    folder = checkpoint_folder(checkpoint)
-    if folder is not None:
-        return str(folder), {}
-    return checkpoint, {"revision": revision} if revision else {}
-
-
-def _cannot_load(checkpoint: str, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0]
-    return InputError(f"{checkpoint}: cannot load the checkpoint: {reason}")
-
-
 class Reference:
     """One checkpoint, loaded with HuggingFace's own classes."""
 
     def __init__(self, config: TaskConfig, manifest: TaskManifest) -> None:
-        revision = manifest.checkpoint.revision
-        self._manifest = manifest
-        self._model = load_model(manifest.task, config.checkpoint, revision)
+        folder = checkpoint_folder(config.checkpoint)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         import torch
-        from transformers import AutoTokenizer
+        from transformers import (
+            AutoTokenizer,
+            BlipForConditionalGeneration,
+            BlipForImageTextRetrieval,
+            BlipForQuestionAnswering,
+        )
         from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self._torch = torch
-        source, named = _source(config.checkpoint, revision)
+        self._manifest = manifest
+        model = {
+            "caption": BlipForConditionalGeneration,
+            "vqa": BlipForQuestionAnswering,
+            "itm": BlipForImageTextRetrieval,
+        }[manifest.task]
+        source = str(folder) if folder is not None else config.checkpoint
+        revision = manifest.checkpoint.revision if folder is None else None
+        named = {"revision": revision} if revision else {}
         try:
+            self._model = model.from_pretrained(source, dtype=torch.float32, **named).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(source, **named)
             # Named explicitly: which processor `AutoProcessor` takes depends on what else is
             # installed.
             self._processor = BlipImageProcessorPil.from_pretrained(source, **named)
         except (OSError, ValueError) as error:
-            raise _cannot_load(config.checkpoint, error) from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{config.checkpoint}: cannot load the checkpoint: {reason}") from None
 
     def answers(self, cases: Sequence[Asked], new_tokens: int) -> list[Answer]:
         """Answers in the order of ``cases``; only equal lengths share a batch: no padding."""
