@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -18,6 +21,8 @@ from benchmarks.table import markdown
 from benchmarks.variants.base import BATCH, GREEDY, Inputs, VariantOptions, Workload
 from benchmarks.workers import Sample, VariantError, Worker
 from configs.errors import ConfigError
+from verify.page.benchmark import benchmarks
+from verify.page.sources import VERSIONS
 
 
 def sample(ms: float, tokens: int = 5) -> Sample:
@@ -135,6 +140,16 @@ def test_the_file_can_be_read_back_and_knows_no_other_keys() -> None:
     assert Benchmark.model_validate_json(text) == benchmark()
     with pytest.raises(ValidationError):
         Benchmark.model_validate_json(text.replace('"quick"', '"quack"'))
+
+
+def test_the_report_page_reads_the_file() -> None:
+    data = json.loads(benchmark().model_dump_json())
+    assert data["schema_version"] == VERSIONS["benchmark"]
+    sources: Any = SimpleNamespace(results={"benchmark": [(Path("x"), data)]}, unreadable=[])
+    ((task,),) = (file.tasks for file in benchmarks(sources))
+    assert sources.unreadable == []
+    assert task.variants[1].ratio == ("4 ×", "4 to 4")
+    assert task.variants[2].not_measured.startswith("compiling")
 
 
 def test_a_row_holds_the_ratio_and_a_failed_variant_its_reason() -> None:

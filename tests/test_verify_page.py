@@ -222,17 +222,16 @@ def test_many_layers_share_bars_without_hiding_the_worst(whole: Pipeline) -> Non
     assert "1 of 1000 layers beyond" in text_of(whole.page)
 
 
-def test_benchmark_shows_medians_and_requirements(whole: Pipeline) -> None:
+def test_benchmark_shows_medians_and_ratios(whole: Pipeline) -> None:
     whole.benchmark()
     report(whole)
     check_self_contained(whole.page)
     text = text_of(whole.page)
     for words in (
         "torch f32 1,250 ms 1,200 to 1,300",
-        "fast 125 ms",
+        "fast 125 ms 1,200 to 1,300 1,250 ms 1,200 to 1,300 10 × 9.5 to 10.5 256.0 MiB",
         "int8 not measured: OpenVINO artifacts have no precision int8",
-        "fast, over torch >= 4.8 x 1 x (1,200 to 1,300) no",
-        "Other processes disturbed 3 of 15 samples",
+        "fast 10 s 9.5 to 10.5 10 9.5 to 10.5 1.00 GiB",
     ):
         assert words in text
 
@@ -244,6 +243,7 @@ def test_benchmark_shows_medians_and_requirements(whole: Pipeline) -> None:
         "",
         '{"schema_version": 9}',
         '{"schema_version": 1, "tasks": 3, "components": [7], "metrics": null}',
+        '{"schema_version": 2, "tasks": 3, "machine": {}}',
     ],
 )
 def test_damaged_results_of_other_commands_become_notices(

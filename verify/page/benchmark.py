@@ -1,4 +1,4 @@
-"""Results of ``make bench`` (docs/performance.md): measured latency, memory and requirements."""
+"""Results of ``make bench`` (docs/performance.md): latency, ratios, memory, the command line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from verify.page.figures import (
 from verify.page.sources import Sources
 
 Json = dict[str, Any]
+#: A figure and its interval, in words; None where there is none.
+Interval = tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,20 @@ class Variant:
     disk: str
     peak: str
     tokens_equal: str
-    #: per workload: median and its interval, or None
-    workloads: list[tuple[str, str] | None]
+    #: of the first workload: how many times as fast as torch in float32
+    ratio: Interval
+    #: per workload
+    workloads: list[Interval]
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """One line of what must be reached."""
+class Start:
+    """One mode as a fresh process of the command line."""
 
-    name: str
-    needed: str
-    measured: str
-    #: passed, failed, or not measured
-    state: str
+    mode: str
+    first_caption: Interval
+    images_per_s: Interval
+    peak: str
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,7 @@ class Benchmark:
     workloads: list[str]
     variants: list[Variant]
     bars: list[Bar]
-    requirements: list[Requirement]
-    disturbed: int
-    samples: int
+    starts: list[Start]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def benchmarks(sources: Sources) -> list[Benchmarks]:
 
 def _benchmarks(data: Json) -> Benchmarks:
     machine = data["machine"]
-    quick = "; a quick run with few rounds" if data.get("quick") else ""
+    quick = ", a quick run" if data.get("quick") else ""
     return Benchmarks(
         machine=f"{machine['processor']}, {machine['cores']} cores, "
         f"{file_size(machine['memory_bytes'])}, {machine['system']}",
-        conditions=f"{data['threads']} threads, {data['new_tokens']} new tokens{quick}",
+        conditions=f"{data['threads']} threads, {data['new_tokens']} new tokens, "
+        f"{data['rounds']} rounds{quick}",
         tasks=[_task(name, task) for name, task in data["tasks"].items()],
     )
 
@@ -92,15 +94,20 @@ def _benchmarks(data: Json) -> Benchmarks:
 def _task(name: str, data: Json) -> Benchmark:
     variants = data["variants"]
     workloads = list(dict.fromkeys(w for v in variants.values() for w in v.get("workloads") or {}))
-    measured = [w for v in variants.values() for w in (v.get("workloads") or {}).values()]
     return Benchmark(
         heading=task_name(name),
         workloads=[component_name(workload) for workload in workloads],
-        variants=[_variant(key, variant, workloads) for key, variant in variants.items()],
+        variants=[_variant(key, variant, workloads, data) for key, variant in variants.items()],
         bars=bars(list(_latencies(variants, workloads))),
-        requirements=[_requirement(item) for item in data.get("acceptance") or []],
-        disturbed=sum(int(w.get("disturbed") or 0) for w in measured),
-        samples=sum(int(w["total_ms"]["count"]) for w in measured),
+        starts=[
+            Start(
+                mode=mode,
+                first_caption=_interval(figures["first_caption_s"], "s"),
+                images_per_s=_interval(figures["images_per_s"]),
+                peak=file_size(figures["peak_bytes"]),
+            )
+            for mode, figures in (data.get("command_line") or {}).items()
+        ],
     )
 
 
@@ -113,36 +120,24 @@ def _latencies(variants: Json, workloads: list[str]) -> Iterator[tuple[str, floa
             yield component_name(name), median, milliseconds(median)
 
 
-def _variant(name: str, data: Json, workloads: list[str]) -> Variant:
+def _variant(name: str, data: Json, workloads: list[str], task: Json) -> Variant:
     equal = data.get("tokens_equal")
     results = data.get("workloads") or {}
+    ratio = task["ratios"].get(f"{workloads[0]}/{name}/torch_f32") if workloads else None
     return Variant(
         name=component_name(name),
         not_measured=str(data.get("not_measured") or ""),
         disk=file_size(data.get("disk_bytes")),
         peak=file_size(data.get("peak_bytes")),
         tokens_equal=f"{equal[0]} / {equal[1]}" if equal else "–",
+        ratio=_interval(ratio, "×") if ratio else None,
         workloads=[
-            _interval(results[workload]["total_ms"]) if workload in results else None
+            _interval(results[workload]["total_ms"], "ms") if workload in results else None
             for workload in workloads
         ],
     )
 
 
-def _interval(data: Json) -> tuple[str, str]:
-    return milliseconds(data["median"]), f"{decimal(data['low'])} to {decimal(data['high'])}"
-
-
-def _requirement(data: Json) -> Requirement:
-    measured = data.get("measured")
-    met = data.get("met")
-    unit = str(data.get("unit") or "")
-    return Requirement(
-        name=str(data["name"]),
-        needed=f"{data['relation']} {decimal(data['threshold'])} {unit}",
-        measured=f"{decimal(measured['median'])} {unit} "
-        f"({decimal(measured['low'])} to {decimal(measured['high'])})"
-        if measured
-        else "–",
-        state="not measured" if met is None else "passed" if met else "failed",
-    )
+def _interval(data: Json, unit: str = "") -> Interval:
+    figure = milliseconds(data["median"]) if unit == "ms" else f"{decimal(data['median'])} {unit}"
+    return figure.strip(), f"{decimal(data['low'])} to {decimal(data['high'])}"

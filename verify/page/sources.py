@@ -24,6 +24,8 @@ RESULTS = {
     "bisect": "bisect/*.json",
     "benchmark": "benchmark.json",
 }
+#: Version of their format, where it is not the first.
+VERSIONS = {"benchmark": 2}
 
 
 @dataclass
@@ -118,8 +120,9 @@ def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("kind", kind) != kind:
             raise ValueError(f"not a result of kind {kind!r}")
-        if data.get("schema_version") != 1:
-            raise ValueError(f"schema_version {data.get('schema_version')} is not 1")
+        version = VERSIONS.get(kind, 1)
+        if data.get("schema_version") != version:
+            raise ValueError(f"schema_version {data.get('schema_version')} is not {version}")
     except (OSError, ValueError) as error:
         sources.unreadable.append(f"{shown(path)}: {error}")
         return
