@@ -16,8 +16,12 @@ from rich.console import Console
 from transformers import BlipConfig, BlipImageProcessorPil
 
 from models.checkpoints.training.architecture import MODEL_CLASSES, TASKS
-from models.checkpoints.training.checkpoint import save_checkpoint
-from models.checkpoints.training.tokenizer import SPECIAL_TOKENS, build_tokenizer, word_pieces
+from models.checkpoints.training.checkpoint import (
+    SPECIAL_TOKENS,
+    build_tokenizer,
+    save_checkpoint,
+    word_pieces,
+)
 from pipeline.scenes import vocabulary
 
 PIECES = 30522

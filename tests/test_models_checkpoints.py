@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertTokenizerFast, BlipProcessor
 
-from models.checkpoints.training.__main__ import BAR, MAIN_METRICS
+from models.checkpoints.training.__main__ import BAR, MAIN_METRICS, main
 from models.checkpoints.training.architecture import MODEL_CLASSES, TASKS
 from models.checkpoints.training.checkpoint import checkpoint_folder
 from models.checkpoints.training.evaluate import evaluate_checkpoint
@@ -153,3 +153,22 @@ def test_prompt_is_continued_and_not_emitted_unasked():
     inputs = processor(images=image, text=CAPTION_PROMPT, return_tensors="pt")
     prompted = processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)
     assert prompted == f"{CAPTION_PROMPT} {free}"
+
+
+def test_training_takes_steps_saves_and_goes_on(tmp_path, capsys):
+    options = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state"), "--seed", "3"]
+    options += ["--pool", "24", "--batch-size", "4", "--save-every", "2", "--threads", "1"]
+    options += ["--interim-scenes", "0", "--scenes", "2"]
+    weights = {}
+    for steps in (2, 4):
+        assert main([*options, "--steps", str(steps)]) == 1  # far below the bar
+        for task in TASKS:
+            model = MODEL_CLASSES[task].from_pretrained(checkpoint_folder(tmp_path / "out", task))
+            weights[task, steps] = model.state_dict()
+    assert "from step 2 to 4" in capsys.readouterr().out
+    for task in TASKS:
+        before, after = weights[task, 2], weights[task, 4]
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        # Muon's matrices as well as AdamW's embeddings and norms.
+        for part in ("layers.0.mlp.fc1.weight", "position_embedding", "post_layernorm.bias"):
+            assert any(name.endswith(part) for name in changed), (task, part)

@@ -1,15 +1,47 @@
-"""Writing checkpoints in the HuggingFace format, each folder swapped in whole."""
+"""Checkpoints in the HuggingFace format: the tokenizer, and folders swapped in whole."""
 
 from __future__ import annotations
 
 import shutil
+import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import BlipProcessor
+from transformers import BertTokenizerFast, BlipProcessor
 
 from models.checkpoints.training.architecture import MODEL_CLASSES, Task
-from models.checkpoints.training.tokenizer import save_vocabulary
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DECODER_START, ENCODER_START = "[DEC]", "[ENC]"
+
+
+def word_pieces(words: Iterable[str]) -> list[str]:
+    """Special tokens, words, then every ASCII character alone and as a continuation.
+
+    The characters make any Latin text tokenise into known pieces instead of ``[UNK]``.
+    """
+    letters = string.ascii_lowercase + string.digits
+    characters = [*letters, *string.punctuation, *(f"##{letter}" for letter in letters)]
+    return list(dict.fromkeys([*SPECIAL_TOKENS, *words, *characters]))
+
+
+def build_tokenizer(pieces: list[str], longest: int) -> Any:
+    """A lower-casing BERT tokenizer; ``[DEC]`` and ``[ENC]`` get the two ids after ``pieces``.
+
+    ``longest`` is the number of tokens beyond which a text is truncated, where truncation is on.
+    """
+    tokenizer = BertTokenizerFast(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        do_lower_case=True,
+        model_max_length=longest,
+        additional_special_tokens=[ENCODER_START],
+        bos_token=DECODER_START,
+    )
+    ids = tokenizer.convert_tokens_to_ids([DECODER_START, ENCODER_START])
+    if ids != [len(pieces), len(pieces) + 1]:
+        raise RuntimeError(f"[DEC], [ENC] have the ids {ids}, expected the two after the pieces")
+    return tokenizer
 
 
 def checkpoint_folder(out: Path, task: Task) -> Path:
@@ -30,7 +62,8 @@ def save_checkpoint(
     tokenizer.save_pretrained(fresh)
     image_processor.save_pretrained(fresh)
     BlipProcessor(image_processor, tokenizer).save_pretrained(fresh)
-    save_vocabulary(pieces, fresh)
+    # One piece per line, without [DEC] and [ENC].
+    (fresh / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     for file in fresh.iterdir():
         file.chmod(0o644)
     if folder.exists():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from PIL import Image
 from models.checkpoints.training.architecture import IMAGE_SIZE
 from pipeline.scenes import (
     CAPTION_PROMPT,
-    Split,
     caption,
     draw,
     make_scene,
     matching_pairs,
     questions,
+    scenes,
 )
+from pipeline.scenes.scene import SCENES_VERSION
 
 QUESTIONS_PER_IMAGE = 3
 TEXTS_PER_IMAGE = 3
@@ -56,20 +56,6 @@ class Pool:
     def __len__(self) -> int:
         return len(self.images)
 
-    def save(self, folder: Path) -> None:
-        """Write every array to ``folder``, which must not exist yet."""
-        fresh = folder.with_name(f"{folder.name}.{os.getpid()}.new")
-        fresh.mkdir(parents=True)
-        for field in fields(self):
-            np.save(fresh / f"{field.name}.npy", getattr(self, field.name))
-        fresh.rename(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> Pool:
-        """Map a saved pool into memory; several processes share one copy."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
-
 
 @dataclass
 class Batch:
@@ -88,19 +74,27 @@ class Batch:
     text_labels: _Ids
 
 
-def build_pool(count: int, split: Split, tokenizer: Any, workers: int, start: int = 0) -> Pool:
-    """Draw and tokenise ``count`` scenes of a split; the result does not depend on ``workers``."""
-    starts = range(start, start + count, _CHUNK)
-    sizes = [min(_CHUNK, start + count - first) for first in starts]
-    with ProcessPoolExecutor(workers) as executor:
-        images = np.concatenate(
-            list(executor.map(_draw_chunk, starts, sizes, [split] * len(sizes)))
-        )
-    made = [make_scene(index, split) for index in range(start, start + count)]
+def load_pool(folder: Path, count: int, tokenizer: Any) -> Pool:
+    """Training scenes from a file in ``folder``, drawn now unless they are there."""
+    path = folder / f"pool-version{SCENES_VERSION}-{count}.npz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"{path.stem}.new.npz"
+        np.savez(fresh, **vars(build_pool(count, tokenizer)))
+        fresh.replace(path)
+    with np.load(path) as stored:
+        return Pool(**stored)
+
+
+def build_pool(count: int, tokenizer: Any) -> Pool:
+    """Draws and tokenises the first ``count`` training scenes."""
+    with ProcessPoolExecutor() as executor:
+        images = list(executor.map(_draw, range(count), chunksize=_CHUNK))
+    made = list(scenes(count, "train"))
     asked = [questions(scene) for scene in made]
     paired = [matching_pairs(scene) for scene in made]
     return Pool(
-        images=images,
+        images=np.stack(images),
         captions=_encode([[caption(scene)] for scene in made], tokenizer)[:, 0],
         questions=_encode([[item.question for item in items] for items in asked], tokenizer),
         answers=_encode([[item.answer for item in items] for items in asked], tokenizer),
@@ -110,11 +104,10 @@ def build_pool(count: int, split: Split, tokenizer: Any, workers: int, start: in
     )
 
 
-def _draw_chunk(start: int, count: int, split: Split) -> NDArray[np.uint8]:
-    """Draw scenes and resize them as the image processor does; uint8 ``[count, I, I, 3]``."""
+def _draw(index: int) -> NDArray[np.uint8]:
+    """A scene as the image processor resizes it; uint8 ``[I, I, 3]``."""
     side = (IMAGE_SIZE, IMAGE_SIZE)
-    images = [draw(make_scene(index, split)) for index in range(start, start + count)]
-    return np.stack([np.asarray(im.resize(side, Image.Resampling.BICUBIC)) for im in images])
+    return np.asarray(draw(make_scene(index, "train")).resize(side, Image.Resampling.BICUBIC))
 
 
 def _encode(groups: Sequence[Sequence[str]], tokenizer: Any) -> NDArray[np.int16]:
@@ -133,12 +126,12 @@ def _encode(groups: Sequence[Sequence[str]], tokenizer: Any) -> NDArray[np.int16
 
 
 class BatchMaker:
-    """Samples training batches from a pool; a batch depends on seed, rank and step alone."""
+    """Samples training batches from a pool; a batch depends on seed and step alone."""
 
-    def __init__(self, pool: Pool, tokenizer: Any, batch_size: int, seed: int, rank: int) -> None:
+    def __init__(self, pool: Pool, tokenizer: Any, batch_size: int, seed: int) -> None:
         self._pool = pool
         self._batch_size = batch_size
-        self._seed = (seed, rank)
+        self._seed = seed
         self._start = int(tokenizer.bos_token_id)
         self._judgements = tokenizer.convert_tokens_to_ids(["yes", "no"])
         self._prompt = np.array(tokenizer(CAPTION_PROMPT)["input_ids"][1:-1])
@@ -146,7 +139,7 @@ class BatchMaker:
     def make(self, step: int) -> Batch:
         """Return the batch of one training step."""
         pool, size = self._pool, self._batch_size
-        source = np.random.default_rng((*self._seed, step))
+        source = np.random.default_rng((self._seed, step))
         rows = source.integers(0, len(pool), size)
         eager = np.isin(pool.answers[rows, :, 1], self._judgements)
         counts = pool.question_counts[rows]
