@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,19 +75,29 @@ def reason(log: str) -> str:
     return (found or lines or ["no output"])[-1]
 
 
-def install(arguments: list[str], label: str) -> str | None:
+def with_pauses(attempt: Callable[[], str | None], say: Callable[[str], object]) -> str | None:
     """Runs pip, and again after a pause where it failed; returns why it failed at last."""
-    for pause_s in (*PAUSES_S, 0):
+    for pause_s in PAUSES_S:
+        why = attempt()
+        if why is None:
+            return None
+        say(f"pip failed ({why}); trying again in {pause_s} s\n")
+        time.sleep(pause_s)
+    return attempt()
+
+
+def install(arguments: list[str], label: str) -> str | None:
+    """Runs pip until it succeeds or gives up; returns why."""
+
+    def attempt() -> str | None:
         before = LOG.stat().st_size if LOG.exists() else 0
         if run_logged(arguments, label) == 0:
             return None
         with LOG.open("rb") as log:
             log.seek(before)
-            why = reason(log.read().decode(errors="replace"))
-        if pause_s:
-            sys.stderr.write(f"pip failed ({why}); trying again in {pause_s} s\n")
-            time.sleep(pause_s)
-    return why
+            return reason(log.read().decode(errors="replace"))
+
+    return with_pauses(attempt, sys.stderr.write)
 
 
 def main() -> int:

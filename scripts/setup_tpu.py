@@ -14,13 +14,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from configs.errors import BlipEdgeError, ToolError
 from scripts.glibc_mend import GlibcState, inspect, mend
-from scripts.setup_environment import PAUSES_S
+from scripts.setup_environment import with_pauses
 from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_python, probe
 
 # configs.layout is not imported: it brings pydantic, and an up-to-date set-up must cost nothing.
@@ -131,15 +130,15 @@ def _install(command: list[str], packages: int) -> None:
     """Runs pip, and again after a pause where it failed."""
     from pipeline.console import messages
 
-    for pause_s in PAUSES_S:
+    def attempt() -> str | None:
         try:
             _run_logged(command, "installing packages", packages)
         except ToolError as error:
-            messages.print(f"{error}; trying again in {pause_s} s")
-            time.sleep(pause_s)
-        else:
-            return
-    _run_logged(command, "installing packages", packages)
+            return str(error)
+        return None
+
+    if why := with_pauses(attempt, lambda line: messages.print(line.strip())):
+        raise ToolError(why)
 
 
 def _create(environment: Path, python: Path) -> None:

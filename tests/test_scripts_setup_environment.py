@@ -15,8 +15,7 @@ def pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
     monkeypatch.setattr(setup_environment, "LOG", tmp_path / "setup.log")
     monkeypatch.setattr(setup_tpu, "LOG", tmp_path / "setup_tpu.log")
-    for module in (setup_environment, setup_tpu):
-        monkeypatch.setattr(module, "PAUSES_S", (1, 2))
+    monkeypatch.setattr(setup_environment, "PAUSES_S", (1, 2))
     sleep = setup_environment.time.sleep
     monkeypatch.setattr("time.sleep", lambda s: slept.append(s) if s >= 1 else sleep(s))
     return slept
