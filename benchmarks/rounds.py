@@ -5,21 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from benchmarks.variants.base import Workload
-from benchmarks.workers import Sample, VariantError
+from benchmarks.workers import Sample, VariantError, Worker
 
 #: A sample lasts at least this long: short calls are repeated, so that clocks matter little.
 LEAST_SAMPLE_S = 0.25
-
-
-class Measures(Protocol):
-    """A loaded variant."""
-
-    def measure(self, workload: Workload, least_s: float) -> Sample:
-        """One sample."""
-        ...
 
 
 @dataclass
@@ -40,7 +31,7 @@ def rotated(items: Sequence[str], turn: int) -> list[str]:
 
 
 def measure(
-    workers: Mapping[str, Measures],
+    workers: Mapping[str, Worker],
     workloads: Sequence[Workload],
     rounds: int,
     report: Callable[[str], None],

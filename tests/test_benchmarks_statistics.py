@@ -66,7 +66,7 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
 
 
-class Stub:
+class Stub(Worker):
     """A loaded variant that takes a millisecond, and fails at one of its calls."""
 
     def __init__(self, name: str, log: list[str], fails_at: int = 0) -> None:
@@ -83,7 +83,7 @@ class Stub:
 
 def test_every_round_has_every_variant_and_begins_with_another() -> None:
     log: list[str] = []
-    workers = {name: Stub(name, log) for name in ("a", "b", "c")}
+    workers: dict[str, Worker] = {name: Stub(name, log) for name in ("a", "b", "c")}
     found = measure(workers, (GREEDY, BATCH), 3, lambda _: None)
     rounds = [log[start : start + 6] for start in (0, 6, 12)]
     assert rounds[0][:4] == ["a greedy", "a batch_4", "b greedy", "b batch_4"]
@@ -95,7 +95,10 @@ def test_every_round_has_every_variant_and_begins_with_another() -> None:
 
 @pytest.mark.parametrize("fails_at", [1, 5])
 def test_a_variant_that_fails_leaves_the_others_measured(fails_at: int) -> None:
-    workers = {"fast": Stub("fast", []), "exact": Stub("exact", [], fails_at)}
+    workers: dict[str, Worker] = {
+        "fast": Stub("fast", []),
+        "exact": Stub("exact", [], fails_at),
+    }
     found = measure(workers, (GREEDY,), 4, lambda _: None)
     assert found.failures == {"exact": "out of memory"}
     assert {name: len(of["greedy"]) for name, of in found.samples.items()} == {"fast": 4}
