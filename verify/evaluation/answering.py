@@ -6,7 +6,6 @@ import base64
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -14,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from configs.schema import Task
 from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.captioning import Captioner
 from runtime.tasks.matching import Matcher
 from verify.artifacts import runtime_failures
-from verify.checkpoint.reference_model import MatchFeatures, Reference
+from verify.checkpoint.answers import MatchFeatures, answer, match_features
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.items import CaptionItem, Item, MatchingItem, QuestionItem
 from verify.evaluation.subjects import Subject
@@ -150,56 +149,41 @@ class _TargetAnswerer(Answerer):
         return answers
 
 
-@dataclass(frozen=True)
-class _Question:
-    """An item as the checkpoint is asked."""
-
-    task: Task
-    text: str
-    item: CaptionItem | QuestionItem
-
-    def image(self) -> Image:
-        return self.item.picture.load()
-
-
 class _CheckpointAnswerer(Answerer):
     def __init__(self, subject: Subject, threads: int | None) -> None:
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        self._subject = subject
+        self._new_tokens = subject.new_tokens
         task = subject.task
-        self._reference = Reference(subject.pipeline.tasks[task.task], task.manifest)
+        revision = task.manifest.checkpoint.revision
+        self._checkpoint = Checkpoint(task.task, subject.pipeline.tasks[task.task], revision)
 
     def answers(self, items: Sequence[Item]) -> list[Answer]:
-        if self._subject.task.task == "itm":
-            return self._matches([i for i in items if isinstance(i, MatchingItem)])
-        asked = []
-        for item in items:
-            if isinstance(item, CaptionItem):
-                asked.append(_Question("caption", item.prompt, item))
-            elif isinstance(item, QuestionItem):
-                asked.append(_Question("vqa", item.question, item))
+        if self._checkpoint.task == "itm":
+            return self._matches([item for item in items if isinstance(item, MatchingItem)])
+        images = [item.picture.load for item in items]
+        texts = [_text(item) for item in items]
         return [
             _generated(
-                answer.tokens, answer.prompt, self._reference.decode(answer.tokens[answer.prompt :])
+                found.tokens, found.prompt, self._checkpoint.decode(found.tokens[found.prompt :])
             )
-            for answer in self._reference.answers(asked, self._subject.new_tokens)
+            for found in answer(self._checkpoint, images, texts, self._new_tokens)
         ]
 
     def judge(self, image: Image, texts: Sequence[str]) -> list[float]:
-        (found,) = self._reference.match_features([image], [texts])
+        (found,) = match_features(self._checkpoint, [image], [texts])
         return [float(fits - other) for other, fits in found.logits]
 
     def close(self) -> None:
-        del self._reference
+        del self._checkpoint
 
     def _matches(self, items: Sequence[MatchingItem]) -> list[Answer]:
         images = [item.picture.load() for item in items]
         # Own texts first, then texts to judge that are not among them.
         asked = [tuple(dict.fromkeys((*i.texts, *(text for text, _ in i.pairs)))) for i in items]
-        found = self._reference.match_features(images, asked)
+        found = match_features(self._checkpoint, images, asked)
         answers = []
         for item, texts, features in zip(items, asked, found, strict=True):
             rows = [texts.index(text) for text, _ in item.pairs]
@@ -211,6 +195,12 @@ class _CheckpointAnswerer(Answerer):
                 )
             )
         return answers
+
+
+def _text(item: Item) -> str:
+    if isinstance(item, MatchingItem):
+        raise TypeError(item.name)
+    return item.prompt if isinstance(item, CaptionItem) else item.question
 
 
 def _generated(tokens: Sequence[int], prompt: int, text: str) -> Answer:

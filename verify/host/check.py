@@ -10,7 +10,7 @@ from configs.schema import Component, TaskConfig
 from pipeline.manifest import TaskManifest
 from runtime.files.manifests import ComponentManifest
 from verify.answers.cases import Case
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.batches import compare_batches
 from verify.host.calls import compare_host
 from verify.host.finding import Finding
@@ -40,10 +40,7 @@ def stage_findings(
     steps: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("settings", lambda: compare_settings(manifest, config, checkpoint, folder)),
         ("preprocessing", lambda: compare_preprocessing(graphs.preprocessor, checkpoint, seed)),
-        (
-            "tokenization",
-            lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed, config.question_start),
-        ),
+        ("tokenization", lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed)),
         ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
         ("generation", lambda: compare_batches(graphs, nets, cases, new_tokens)),
         ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),

@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from configs.schema import Component, Precision, Task
 from configs.tolerances import LayerTolerance, load_tolerances, source
 from runtime.files.manifests import ComponentManifest
-from verify.checkpoint.trace import Checkpoint, on_graph, tensor_of
-from verify.layers.correspondence import Pair, pairs, weights
+from verify.checkpoint.checkpoint import Checkpoint
+from verify.checkpoint.trace import Tracer
+from verify.layers.correspondence import Pair, on_graph, pairs, tensor_of, weights
 from verify.layers.graph import Arrays, ExportedGraph
 from verify.layers.half_precision_ir import half_precision_graph
 from verify.layers.integer_ir import read_integer_ir
@@ -60,7 +61,7 @@ def checkpoint_layers(
     errors = LayerErrors(graph)
     names: list[str] = []
     missing: dict[str, str] = {}
-    for traced in checkpoint.traces(component, points, seed):
+    for traced in Tracer(checkpoint).traces(component, points, seed):
         tensors, without = on_graph(traced, points, graph)
         missing |= without
         errors.add(traced.feeds, tensors)
