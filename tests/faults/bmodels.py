@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Task
-from pipeline.manifest import file_record, key_of
+from pipeline.manifest import file_record
 from tests.faults.fault import CHIP_FOLDERS, Fault, Plant
 from tests.faults.graph_changes import (
     Change,
@@ -176,13 +176,6 @@ def outputs_crossed(component: str, target: str, first: str, second: str) -> Pla
 def saturated(model: Any) -> None:
     """Values beyond what half precision holds: a bias that overflows."""
     weight("layers.1.feed_forward.inner.bias", lambda a: a + 7e4 * (np.arange(a.size) == 3))(model)
-
-
-def key_of_changed(path: Path) -> None:
-    """A manifest's key agrees with its inputs again."""
-    data = json.loads(path.read_text())
-    data["key"] = key_of(data["key_inputs"])
-    path.write_text(json.dumps(data))
 
 
 def _fault(name: str, task: Task, component: str, target: str, plant: Plant, named: str) -> Fault:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.errors import BlipEdgeError, ConfigError
+from configs.errors import BlipEdgeError
 from configs.schema import Component, Precision
 from pipeline.command import Selection
 from runtime.files.manifests import ComponentManifest
@@ -84,15 +84,6 @@ class Diagnosis:
     def verdict(self) -> Finding | None:
         """The first stage that is wrong: what comes later may only follow from it."""
         return self.findings[0] if self.findings else None
-
-    def sensitivities(self, component: Component) -> dict[str, float]:
-        """Introduced error by exported tensor, for choosing what stays in float."""
-        return {
-            error.tensor: error.introduced
-            for part in self.components
-            if part.component == component and part.comparison == "onnxruntime_vs_target"
-            for error in part.layers.errors
-        }
 
 
 def diagnose(
@@ -323,7 +314,7 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
                     found.append(Finding("generation", name, what))
         return found
     tokens = generated_tokens(task, cases, bench.new_tokens())  # type: ignore[arg-type]
-    end = int(bench.checkpoint.text_config.sep_token_id)
+    end = bench.checkpoint.end_token
     for case, answer, ids in zip(cases, expected, tokens, strict=True):
         if ids != answer.tokens:
             longer = ids[: len(answer.tokens)] == answer.tokens
@@ -331,15 +322,3 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
             what = f"{case.name}: {list(ids)} instead of {list(answer.tokens)}"
             found.append(Finding("generation", where, what))
     return found[:1]
-
-
-def one_target(task: TaskArtifacts, name: str) -> TargetArtifacts:
-    """The artifacts of a target by name; ``onnx`` is the exported graph itself.
-
-    Raises:
-        ConfigError: not selected.
-    """
-    for artifacts in (task.onnx, *task.targets):
-        if artifacts.name == name:
-            return artifacts
-    raise ConfigError(f"--target {name}: not among the pipeline's targets; list it or name another")
