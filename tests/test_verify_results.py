@@ -12,8 +12,9 @@ import pytest
 from configs.errors import ToolError
 from runtime.files.manifests import ComponentManifest, FileRecord, Net, TensorSpec
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
-from verify.remembered_calls import RememberedSession, forget_others
+from verify.pipeline import Verification, failure
 from verify.results import Check, Store, Subject, passed, write_verdict
+from verify.simulator_answers import RememberedSession, forget_others
 
 SUBJECT = Subject(
     "onnxruntime_vs_target", "caption", "vision_encoder", "openvino", "f16", "component", "exact"
@@ -45,6 +46,18 @@ def test_a_passed_check_is_found_again(tmp_path: Path) -> None:
     assert again is not None
     assert again.metrics == {"max_abs": 0.5}
     assert Store(path).find("b") is None
+
+
+def test_only_a_comparison_that_failed_blames_the_artifact() -> None:
+    compared = check(problems=("relative error 0.2 exceeds 1e-2",))
+    aborted = check(samples=0, problems=("the simulator aborted (status 6); see a.log",))
+
+    def error(*checks: Check) -> str:
+        return str(failure(Verification(checks, (), 1, Path("verify.json"))))
+
+    assert "the artifact is wrong" in error(aborted, compared)
+    assert "the artifact is wrong" not in error(aborted)
+    assert "see a.log" in error(aborted)
 
 
 def test_a_failed_check_is_not_stored(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from verify.checkpoint.answers import Answer, reference_answers
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.parity.inputs import Graphs, Sample, SampleSource
 from verify.parity.padding import padded_nets, padded_pairs
-from verify.remembered_calls import RememberedSession, artifact_key, forget_others
+from verify.simulator_answers import RememberedSession, artifact_key, forget_others
 
 #: Cases that one call of a task gets: enough to batch, few enough to keep memory flat.
 CASES_AT_ONCE = 40

@@ -109,10 +109,13 @@ def failure(result: Verification) -> ParityError | None:
         return ParityError("nothing was verified; name tasks and targets of the pipeline file")
     names = ", ".join(check.subject.name for check in failed[:3])
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    # A tool that broke off says nothing about the artifact.
+    advice = failed[0].record()["problems"][0]
+    if any(check.samples for check in failed):
+        advice = "Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
     return ParityError(
         f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
-        f"{shown(result.verdict)}. Rebuild with FORCE=1; if it stays, the artifact is wrong, "
-        "not the tolerance"
+        f"{shown(result.verdict)}. {advice}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,7 @@ def _vqa_answers(path: Path, questions: Path, asked: Any) -> dict[str, tuple[str
             value = answer.get("answer")
             if not isinstance(value, str):
                 raise InputError(f"{where}.answer: must be a text; correct the file")
-            given.append(value.strip())
+            given.append(sys.intern(value.strip()))
         if not any(given):
             raise InputError(f"{place}.answers: all are empty; correct or remove the question")
         number = _id(record, "question_id", place)

@@ -39,7 +39,7 @@ class Sample:
         return self.rows if output.startswith(_TOKEN_OUTPUTS) else None
 
 
-def stage_samples(
+def variant_samples(
     manifest: ComponentManifest, onnx: Session, samples: Sequence[Sample]
 ) -> list[Sample]:
     """One sample for each stage of a net that none of ``samples`` reaches by its shapes.
