@@ -76,7 +76,7 @@ def test_a_graph_swapped_during_compilation_is_seen(
     (found,) = find_artifacts(selection)
     diagnosis = diagnose(selection, found, found.targets[0], "exact")
     assert diagnosis.verdict is not None
-    assert diagnosis.verdict.stage == "target"
+    assert diagnosis.verdict.part == "target"
     assert COMPONENT in str(diagnosis.verdict)
 
 

@@ -33,7 +33,7 @@ REPRESENTATIVE = (
     "question's padding attended",
     "beams do not move their cache rows",
 )
-#: Share of faults whose layer or stage bisection must name.
+#: Share of faults whose layer or part bisection must name.
 NAMED = 0.9
 
 

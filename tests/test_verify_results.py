@@ -20,7 +20,7 @@ SUBJECT = Subject(
     "onnxruntime_vs_target", "caption", "vision_encoder", "openvino", "f16", "component", "exact"
 )
 REQUIRED = {
-    "stage",
+    "gap",
     "task",
     "component",
     "target",
@@ -83,7 +83,7 @@ def test_a_line_cut_off_by_a_kill_loses_only_itself(tmp_path: Path) -> None:
     assert Store(path).find("c") is not None
 
 
-@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"stage": 1}', "\x00\xff", "not json"])
+@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"gap": 1}', "\x00\xff", "not json"])
 def test_foreign_lines_are_ignored(tmp_path: Path, line: str) -> None:
     path = tmp_path / "store.jsonl"
     path.write_text(line + "\n")
@@ -112,7 +112,7 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_verdict_has_the_agreed_shape(tmp_path: Path) -> None:
     path = tmp_path / "verify.json"
-    tokens = replace(SUBJECT, stage="tokens", component=None, kind="tokens", variant="")
+    tokens = replace(SUBJECT, gap="tokens", component=None, kind="tokens", variant="")
     write_verdict(path, [check(), Check(tokens, 10, {}, {})], pipeline="reference")
     verdict = json.loads(path.read_text())
     assert verdict["passed"] is True

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.schema import Component, Precision, Task
-from configs.tolerances import Stage
+from configs.tolerances import Gap
 from pipeline.build import write_atomically
 from verify.json_lines import append_lines, read_lines
 
-Kind = Literal["component", "tokens", "scores", "stage", "layers"]
+Kind = Literal["component", "tokens", "scores", "host", "file", "layers"]
 
 STORE_FILE = "verify-checks.jsonl"
 
@@ -26,7 +26,7 @@ class Subject:
     ``padded`` inputs.
     """
 
-    stage: Stage
+    gap: Gap
     task: Task
     component: Component | None
     target: str

@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def named(self) -> bool:
-        """Whether the verdict names the right layer or stage."""
+        """Whether the verdict names the right layer or part."""
         return re.search(self.fault.named, self.verdict) is not None
 
 
@@ -148,7 +148,7 @@ def examine(config: Path, fault: Fault, *, hinted: bool) -> tuple[bool, str, str
             flagged = bool(failed)
             by = ", ".join(
                 dict.fromkeys(
-                    " ".join(p for p in (c.subject.stage, c.subject.variant) if p) for c in failed
+                    " ".join(p for p in (c.subject.gap, c.subject.variant) if p) for c in failed
                 )
             )
         except BlipEdgeError as error:

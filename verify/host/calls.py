@@ -60,11 +60,11 @@ def compare_host(
         for case in cases:
             run = _run(graphs, manifests, case, new_tokens)
             for finding in _judge(run, checkpoint, new_tokens):
-                found.append(Finding(finding.stage, finding.where, form + finding.what))
+                found.append(Finding(finding.part, finding.where, form + finding.what))
             if found:
                 return _distinct(found)
         for finding in _full_caches(graphs, manifests, cases[0], checkpoint):
-            found.append(Finding(finding.stage, finding.where, form + finding.what))
+            found.append(Finding(finding.part, finding.where, form + finding.what))
         if found:
             return _distinct(found)
     return found
@@ -97,7 +97,7 @@ def _full_caches(
 def _distinct(found: Sequence[Finding]) -> list[Finding]:
     first: dict[tuple[str, str], Finding] = {}
     for finding in found:
-        first.setdefault((finding.stage, finding.where), finding)
+        first.setdefault((finding.part, finding.where), finding)
     return list(first.values())
 
 

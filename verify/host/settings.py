@@ -33,9 +33,9 @@ def compare_settings(
     return found
 
 
-def _differs(stage: str, where: str, found: Any, expected: Any) -> Iterator[Finding]:
+def _differs(part: str, where: str, found: Any, expected: Any) -> Iterator[Finding]:
     if found != expected:
-        yield Finding(stage, where, f"{found!r} instead of {expected!r}")
+        yield Finding(part, where, f"{found!r} instead of {expected!r}")
 
 
 def _text(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -52,8 +52,8 @@ def _text(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) ->
         "enc_token_id": (text.enc_token_id, checkpoint.encoder_token),
     }
     for name, (found, expected) in pairs.items():
-        stage = "generation" if name in ("end_token_id", "start_token_id") else "tokenization"
-        yield from _differs(stage, f"manifest.json text.{name}", found, expected)
+        part = "generation" if name in ("end_token_id", "start_token_id") else "tokenization"
+        yield from _differs(part, f"manifest.json text.{name}", found, expected)
 
 
 def _image(manifest: TaskManifest, checkpoint: Checkpoint) -> Iterator[Finding]:

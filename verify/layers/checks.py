@@ -129,7 +129,7 @@ def _integer_faults(
     table = load_tolerances()
     rows = {
         precision: table.layer(
-            stage="target_layers",
+            gap="target_layers",
             target=target.target,
             precision=precision,
             arithmetic="f32",
@@ -261,7 +261,7 @@ def _same_epsilon(found: float, expected: float) -> bool:
 def layer_tolerance(subject: Subject, arithmetic: Precision) -> LayerTolerance:
     """The row that bounds the error of one layer."""
     return load_tolerances().layer(
-        stage=subject.stage,
+        gap=subject.gap,
         target=subject.target,
         precision=subject.precision,
         arithmetic=arithmetic,
