@@ -194,9 +194,20 @@ def match_features(
             mine = embeds[[owner[i] for i in chosen]]
             states = first_states([encoded[i] for i in chosen], mine)
             logits[chosen] = model.itm_head(states).numpy()
-    stops = np.cumsum([len(own) for own in texts])[:-1]
-    parts = zip(of_images, np.split(features, stops), np.split(logits, stops), strict=True)
-    return [MatchFeatures(*part) for part in parts]
+    return features_by_image(of_images, (features, texts), (logits, texts))
+
+
+def features_by_image(
+    of_images: NDArray[Any],
+    of_texts: tuple[NDArray[Any], Sequence[Sequence[str]]],
+    logits: tuple[NDArray[Any], Sequence[Sequence[str]]],
+) -> list[MatchFeatures]:
+    """Rows of all images' texts, and of all their pairs, image by image."""
+    parts = [
+        np.split(rows, np.cumsum([len(own) for own in owned])[:-1])
+        for rows, owned in (of_texts, logits)
+    ]
+    return [MatchFeatures(*one) for one in zip(of_images, *parts, strict=True)]
 
 
 def _by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -15,13 +15,14 @@ from filelock import FileLock
 
 from configs.errors import ConfigError, ParityError
 from configs.layout import Layout
-from configs.schema import EvaluateConfig, QualityGate
+from configs.schema import EvaluateConfig
 from pipeline.command import Selection
 from pipeline.console import messages, steps
 from pipeline.manifest import key_of
 from verify.answers.metrics.bootstrap import Comparison, compare
-from verify.answers.metrics.gates import Judgement, gate_of, judged
+from verify.answers.metrics.gates import Judgement, judged
 from verify.answers.metrics.statistics import Statistic
+from verify.answers.quality import named_gate
 from verify.artifacts import TaskArtifacts, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.evaluation.answer_store import AnswerStore
@@ -235,20 +236,14 @@ class _Run:
     ) -> list[Judgement]:
         if subject.artifacts is None:
             return []
-        gates: dict[str, QualityGate] = self._selection.pipeline.verify.gates.get(
-            self._artifacts.task, {}
+        named = named_gate(
+            self._selection.pipeline,
+            self._artifacts.task,
+            subject.artifacts,
+            subject.mode,
+            self._options.file,
         )
-        named = gate_of(
-            gates,
-            target=subject.artifacts.name,
-            precision=subject.artifacts.precision,
-            mode=subject.mode,
-        )
-        if named is None:
-            return []
-        name, gate = named
-        source = f"{self._options.file}: verify.gates.{self._artifacts.task}.{name}"
-        return judged(gate, source, agreement, drops)
+        return judged(named.gate, named.source, agreement, drops) if named else []
 
     def _store_path(self, subject: Subject, what: str = "") -> Path:
         data_set = self._data_set
