@@ -15,7 +15,7 @@ from configs.layout import CONFIGS_FOLDER
 from configs.load import read_yaml, shown, validate
 from configs.schema import Component, Precision, Strict
 
-Stage = Literal[
+Gap = Literal[
     "hf_vs_wrapper",
     "wrapper_vs_onnxruntime",
     "checkpoint_vs_host",
@@ -37,7 +37,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 class Applies(Strict):
     """What a row covers; an absent key covers everything."""
 
-    stages: tuple[Stage, ...] | None = None
+    gaps: tuple[Gap, ...] | None = None
     targets: tuple[str, ...] | None = None
     #: precision the weights are stored in
     precisions: tuple[Precision, ...] | None = None
@@ -102,7 +102,7 @@ class Tolerances(Strict):
     def layer(
         self,
         *,
-        stage: Stage,
+        gap: Gap,
         target: str,
         precision: Precision,
         arithmetic: Precision,
@@ -113,13 +113,13 @@ class Tolerances(Strict):
         Raises:
             ConfigError: no row applies.
         """
-        key = (stage, target, precision, arithmetic)
+        key = (gap, target, precision, arithmetic)
         return _named("layers", _first(self.layers, *key, component), *key)
 
     def component(
         self,
         *,
-        stage: Stage,
+        gap: Gap,
         target: str,
         precision: Precision,
         arithmetic: Precision,
@@ -130,7 +130,7 @@ class Tolerances(Strict):
         Raises:
             ConfigError: no row applies.
         """
-        key = (stage, target, precision, arithmetic)
+        key = (gap, target, precision, arithmetic)
         return _named("components", _first(self.components, *key, component), *key)
 
     def score(self, *, target: str, precision: Precision, arithmetic: Precision) -> ScoreTolerance:
@@ -153,12 +153,12 @@ class Tolerances(Strict):
 
 
 _Row = TypeVar("_Row", bound=Row)
-_Key = tuple[Stage, str, Precision, Precision]
+_Key = tuple[Gap, str, Precision, Precision]
 
 
 def _first(
     rows: tuple[_Row, ...],
-    stage: Stage,
+    gap: Gap,
     target: str,
     precision: Precision,
     arithmetic: Precision,
@@ -168,7 +168,7 @@ def _first(
     for row in rows:
         applies = row.applies
         pairs: tuple[tuple[tuple[str, ...] | None, str | None], ...] = (
-            (applies.stages, stage),
+            (applies.gaps, gap),
             (applies.targets, target),
             (applies.precisions, precision),
             (applies.arithmetic, arithmetic),

@@ -27,9 +27,9 @@ def tolerance() -> float:
     """Largest allowed difference relative to the output's scale, from configs/tolerances.yaml."""
     path = CONFIGS_FOLDER / "tolerances.yaml"
     for row in read_yaml(path).get("components", []):
-        if row.get("applies", {}).get("stages") == ["hf_vs_wrapper"]:
+        if row.get("applies", {}).get("gaps") == ["hf_vs_wrapper"]:
             return float(row["max_relative_error"])
-    raise ConfigError(f"{path}: components: no row for stage hf_vs_wrapper; add it")
+    raise ConfigError(f"{path}: components: no row for gap hf_vs_wrapper; add it")
 
 
 @dataclass(frozen=True)

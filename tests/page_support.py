@@ -31,7 +31,7 @@ def component_check(
     passed = error <= bound
     problem = f"output x: relative error {error:.1e} exceeds {bound:.1e}"
     return {
-        "stage": "onnxruntime_vs_target" if target != "onnx" else "wrapper_vs_onnxruntime",
+        "gap": "onnxruntime_vs_target" if target != "onnx" else "wrapper_vs_onnxruntime",
         "task": task,
         "component": component,
         "target": target,
@@ -71,7 +71,7 @@ def token_check(
         if a != b
     ]
     return {
-        "stage": "tokens",
+        "gap": "tokens",
         "task": task,
         "component": None,
         "target": target,
@@ -287,7 +287,7 @@ class Pipeline:
             for index, error in enumerate(errors)
         ]
         wrong = [layer for layer in layers if layer["exceeds"]]
-        finding = {"stage": "target", "where": "text_decoder layers.1", "what": "drifts"}
+        finding = {"part": "target", "where": "text_decoder layers.1", "what": "drifts"}
         part = {
             "component": "text_decoder",
             "net": "step",

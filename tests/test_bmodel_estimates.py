@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import yaml
 
 from compile.bmodel.estimates.report import EstimateReport
 from compile.bmodel.estimates.totals import parts, total
@@ -96,10 +97,18 @@ def test_whole_answers_call_each_net_as_often_as_the_runtime_does() -> None:
     assert total(image, {}) is None
 
 
-@pytest.mark.usefixtures("reference_artifacts")
-def test_the_command_writes_every_net_part_and_file() -> None:
+def test_the_command_writes_every_net_part_and_file(
+    reference_artifacts: Path, tmp_path: Path
+) -> None:
+    ignored = shutil.ignore_patterns("work", "logs", "onnx", "openvino")
+    shutil.copytree(
+        reference_artifacts, tmp_path / "reference", ignore=ignored, copy_function=os.symlink
+    )
+    data = yaml.safe_load((ROOT / "configs" / "reference.yaml").read_text())
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(yaml.safe_dump({**data, "artifacts": str(tmp_path)}))
     done = subprocess.run(
-        [sys.executable, "-m", "compile", "estimate", "--tokens", "4"],
+        [sys.executable, "-m", "compile", "estimate", "--config", str(config), "--tokens", "4"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -114,7 +123,7 @@ def test_the_command_writes_every_net_part_and_file() -> None:
         re.split(r"\s*[│┃]\s*|\n", done.stdout)
     )
     assert "not measurements" in done.stderr
-    path = ROOT / "models" / "artifacts" / "reference" / "estimate.json"
+    path = tmp_path / "reference" / "estimate.json"
     report = EstimateReport.model_validate_json(path.read_text())
     chips = {net.target for net in report.nets}
     assert chips == {"bm1684", "bm1684x", "bm1688"}

@@ -124,7 +124,7 @@ def test_verify_plans_the_gate_of_each_target(exported_artifacts: Path, tmp_path
         config = with_gates(tmp_path, {"vqa": gates})
         selection = replace(select(config, task="vqa"), targets=())
         plan = make_plan(selection, find_artifacts(selection), config, full=False)
-        (check,) = [c for c in plan.checks if c.subject.stage == "tokens"]
+        (check,) = [c for c in plan.checks if c.subject.gap == "tokens"]
         return check.quality, check.key
 
     found, key = planned({**loose, **strict})

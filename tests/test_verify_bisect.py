@@ -120,7 +120,7 @@ def test_command_names_the_layer_and_leaves_json_and_plots(
     folder = tmp_path / "reference" / "bisect"
     record = json.loads((folder / "caption_openvino_f16_exact.json").read_text())
     assert record.keys() >= SCHEMA_KEYS
-    assert record["verdict"]["stage"] == "target"
+    assert record["verdict"]["part"] == "target"
     assert record["verdict"]["where"].endswith("layers.3.attention.value")
     part = next(c for c in record["components"] if c["comparison"] == "onnxruntime_vs_target")
     assert part["islands"]["nncf_ignored_scope"][0].startswith("/layers.3/attention/value/")

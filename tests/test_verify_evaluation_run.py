@@ -21,9 +21,8 @@ from pipeline.scenes import caption, draw, make_scene, questions
 from verify.artifacts import find_artifacts
 from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.answering import open_answerer, unpack
-from verify.evaluation.items import MatchingItem
+from verify.evaluation.items import MatchingItem, scenes
 from verify.evaluation.pipeline import Evaluation, Options, evaluate
-from verify.evaluation.scene_items import SceneItems
 from verify.evaluation.subjects import Subject
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,18 +224,17 @@ def test_two_workers_give_the_same_answers(folder: Path, results: dict[str, Eval
 
 def test_the_store_survives_damage(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    with AnswerStore(path, 4) as store:
-        store.add((n, "s", {"text": str(n)}) for n in range(4))
+    stamps = ["s"] * 4
+    AnswerStore(path, stamps).add((n, {"text": str(n)}) for n in range(4))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"garbage\n" + lines[2] + lines[3][:9])
-    with AnswerStore(path, 4) as store:
-        assert store.missing() == [range(1, 2), range(3, 4)]
-        store.add([(3, "s", {"text": "again"})])
-        assert store.get(3) == {"text": "again"}
-        store.forget_changed([(0, "changed"), (2, "s")])
-        assert store.missing() == [range(0, 2)]
-    with AnswerStore(path, 4) as store:
-        assert store.get(3) == {"text": "again"}
+    store = AnswerStore(path, stamps)
+    assert store.missing == [1, 3]
+    store.add([(3, {"text": "again"})])
+    assert store[3] == {"text": "again"}
+    changed = AnswerStore(path, ["changed", "s", "s", "s"])
+    assert changed.missing == [0, 1]
+    assert changed[3] == {"text": "again"}
 
 
 def test_gates_that_are_not_kept_fail_the_run(folder: Path, results: dict[str, Evaluation]) -> None:
@@ -328,22 +326,22 @@ def test_match_features_are_those_of_the_model_s_forward(folder: Path) -> None:
 
     selection = select(write_config(folder), task="itm")
     (task,) = find_artifacts(selection)
-    items = [i for i in SceneItems("itm").items(0, 3) if isinstance(i, MatchingItem)]
+    items = [i for i in scenes("itm").first(3) if isinstance(i, MatchingItem)]
     answerer = open_answerer(Subject(selection.pipeline, task), None)
     answers = answerer.answers(items)
-    reference = answerer._reference  # type: ignore[attr-defined]
+    reference = answerer._checkpoint  # type: ignore[attr-defined]
     for item, answer in zip(items, answers, strict=True):
-        pixels = reference._processor([item.picture.load()], return_tensors="pt")["pixel_values"]
+        pixels = reference.pixel_values([item.picture.load()])
         for (text, _), logits in zip(item.pairs, answer["logits"], strict=True):
-            ids = torch.tensor([reference._tokenizer(text)["input_ids"]])
+            ids = torch.tensor([reference.token_ids(text)])
             with torch.inference_mode():
-                expected = reference._model(
+                expected = reference.model(
                     input_ids=ids,
                     pixel_values=pixels,
                     attention_mask=torch.ones_like(ids),
                     use_itm_head=True,
                 )[0]
-                cosine = reference._model(
+                cosine = reference.model(
                     input_ids=ids,
                     pixel_values=pixels,
                     attention_mask=torch.ones_like(ids),

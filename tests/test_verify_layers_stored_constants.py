@@ -94,8 +94,8 @@ def looked_up(folder: Path, graph: ExportedGraph, stored: np.ndarray) -> ChipCon
     (folder / "nets.bmodel").write_bytes(bits(stored, "bfloat16").tobytes())
     tables = {"input_ids": "tokens.npy", "position_ids": "positions.npy"}
     lookups = [HostLookup(ids, f"{ids}_rows", table) for ids, table in tables.items()]
-    stage = SimpleNamespace(inputs=[SimpleNamespace(name="input_ids_rows", shape=(1, 4, 64))])
-    net = SimpleNamespace(host_lookups=lookups, stages=[stage])
+    variant = SimpleNamespace(inputs=[SimpleNamespace(name="input_ids_rows", shape=(1, 4, 64))])
+    net = SimpleNamespace(host_lookups=lookups, stages=[variant])
     files = ["nets.bmodel", *tables.values()]
     manifest = SimpleNamespace(folder=folder, files=files, nets=[net])
     return chip_constants(graph, manifest, "bf16")  # type: ignore[arg-type]

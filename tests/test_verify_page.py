@@ -373,27 +373,27 @@ def test_margin_is_that_of_the_figure_closest_to_its_bound() -> None:
     assert closest.margin == pytest.approx(1.5)
 
 
-def test_stages_and_layers_have_their_own_table(tmp_path: Path) -> None:
+def test_host_and_layers_have_their_own_table(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.build()
     base = component_check("caption", "text_decoder", "openvino", "f16", 1e-3, 5e-3)
     layers = base | {
-        "stage": "target_layers",
+        "gap": "target_layers",
         "kind": "layers",
         "metrics": {"introduced_error": 2e-6},
         "tolerance": {"max_introduced_error": 5e-6},
     }
-    finding = {"stage": "settings", "where": "end_token_id", "what": "3 instead of 2"}
-    stage = base | {
-        "stage": "checkpoint_vs_host",
-        "kind": "stage",
+    finding = {"part": "settings", "where": "end_token_id", "what": "3 instead of 2"}
+    host = base | {
+        "gap": "checkpoint_vs_host",
+        "kind": "host",
         "component": None,
         "metrics": {"findings": [finding]},
         "tolerance": {"source": "the checkpoint's own files"},
         "passed": False,
         "problems": ["settings: end_token_id: 3 instead of 2"],
     }
-    pipeline.verdict([base, layers, stage])
+    pipeline.verdict([base, layers, host])
     assert report(pipeline).state == "failed"
     check_self_contained(pipeline.page)
     text = text_of(pipeline.page)

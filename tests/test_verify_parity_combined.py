@@ -43,7 +43,7 @@ def combined(config: Path) -> Path:
 
 
 def problems(config: Path) -> tuple[str, ...]:
-    subject = Subject("combined_file", "itm", None, "bm1684x", "f16", "stage")
+    subject = Subject("combined_file", "itm", None, "bm1684x", "f16", "file")
     return combined_check(subject, artifacts(config)).problems
 
 

@@ -150,7 +150,7 @@ def test_shipped_table_gives_every_row_a_reason_and_a_source() -> None:
 
 def test_gap_one_is_held_to_the_required_bound() -> None:
     row = load_tolerances().component(
-        stage="hf_vs_wrapper",
+        gap="hf_vs_wrapper",
         target="onnx",
         precision="f32",
         arithmetic="f32",
@@ -177,7 +177,7 @@ def test_rows_are_found_by_what_the_device_computes_in(
     target: str, precision: str, arithmetic: str, expected: str
 ) -> None:
     row = load_tolerances().component(
-        stage="onnxruntime_vs_target",
+        gap="onnxruntime_vs_target",
         target=target,
         precision=precision,  # type: ignore[arg-type]
         arithmetic=arithmetic,  # type: ignore[arg-type]

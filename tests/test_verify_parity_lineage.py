@@ -15,7 +15,7 @@ from pipeline.command import select
 from tests.compile_private import ROOT
 from tests.faults.graph_changes import graph, noise, weight
 from verify.artifacts import find_artifacts
-from verify.bisect.diagnosis import diagnose, one_target
+from verify.bisect.diagnosis import diagnose
 from verify.parity.lineage import broken_lineage
 from verify.pipeline import verify
 
@@ -74,9 +74,9 @@ def test_a_graph_swapped_during_compilation_is_seen(
     assert f"made from another {COMPONENT}.onnx" in other
     assert "run: make" in other
     (found,) = find_artifacts(selection)
-    diagnosis = diagnose(selection, found, one_target(found, target), "exact")
+    diagnosis = diagnose(selection, found, found.targets[0], "exact")
     assert diagnosis.verdict is not None
-    assert diagnosis.verdict.stage == "target"
+    assert diagnosis.verdict.part == "target"
     assert COMPONENT in str(diagnosis.verdict)
 
 

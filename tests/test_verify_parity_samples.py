@@ -37,7 +37,7 @@ def of_two_lengths(
 
 
 def reached(exported: Path, longest: int, shorter: int) -> dict[str, list[Sample]]:
-    """Samples of a caption decoder by the stage that their shapes choose."""
+    """Samples of a caption decoder by the variant that their shapes choose."""
     folder = exported / "caption"
     component: Component = "text_decoder"
     graphs = Graphs(

@@ -1,4 +1,4 @@
-"""The whole stage on real artifacts: a clean build passes, every planted fault is found."""
+"""The whole of `verify` on real artifacts: a clean build passes, every planted fault is found."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def edit_graph(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def failed(result: Verification) -> set[tuple[str, str | None, str]]:
-    """(stage, component, variant) of every failed check."""
+    """(gap, component, variant) of every failed check."""
     return {
-        (c.subject.stage, c.subject.component, c.subject.variant)
+        (c.subject.gap, c.subject.component, c.subject.variant)
         for c in result.checks
         if not c.passed
     }
@@ -119,17 +119,17 @@ def rewire(model: onnx.ModelProto, name: str, node: onnx.NodeProto) -> None:
     model.graph.node.insert(0, node)
 
 
-def test_clean_build_passes_on_every_task_and_stage(clean: Path) -> None:
+def test_clean_build_passes_on_every_task_and_gap(clean: Path) -> None:
     verdict = json.loads((clean.parent / "verdict.json").read_text())
     assert verdict["passed"] is True
-    seen = {(c["task"], c["stage"]) for c in verdict["checks"]}
-    stages = (
+    seen = {(c["task"], c["gap"]) for c in verdict["checks"]}
+    gaps = (
         *("hf_vs_wrapper", "wrapper_vs_onnxruntime", "onnxruntime_vs_target", "tokens"),
         *("checkpoint_vs_host", "checkpoint_layers", "target_layers"),
     )
-    assert seen == {(task, stage) for task in TASKS for stage in stages}
+    assert seen == {(task, gap) for task in TASKS for gap in gaps}
     kinds = {c["kind"] for c in verdict["checks"]}
-    assert kinds == {"component", "tokens", "scores", "stage", "layers"}
+    assert kinds == {"component", "tokens", "scores", "host", "layers"}
     for check in verdict["checks"]:
         assert check["samples"] > 0
         assert check["passed"]
@@ -143,7 +143,7 @@ def test_openvino_is_checked_in_both_modes_beyond_the_second_step(clean: Path) -
     verdict = json.loads((clean.parent / "verdict.json").read_text())
     modes = {}
     for check in verdict["checks"]:
-        about = check["stage"], check["target"], check["component"]
+        about = check["gap"], check["target"], check["component"]
         if about == ("onnxruntime_vs_target", "openvino", "text_decoder"):
             modes[check["task"], check["variant"]] = check["metrics"]["cases"]
     assert set(modes) == {(task, mode) for task in ("caption", "vqa") for mode in ("exact", "fast")}
@@ -168,7 +168,7 @@ def test_changed_tolerance_or_gate_is_checked_again(clean: Path, tmp_path: Path)
     changed.write_text(clean.read_text().replace("scenes: 6", "scenes: 5"))
     result = run(changed, task="vqa", target="openvino")
     kinds = {c.subject.kind for c in result.checks}
-    assert kinds == {"component", "tokens", "stage", "layers"}
+    assert kinds == {"component", "tokens", "host", "layers"}
     assert result.done_now == sum(c.subject.kind == "tokens" for c in result.checks)
 
 
@@ -203,7 +203,7 @@ def test_large_models_are_not_simulated_unasked_and_not_called_passed(copy: Path
     copy.write_text(yaml.safe_dump(data))
     result = run(copy, task="itm", component="vision_projection", target=CHIP)
     assert result.not_simulated == (f"itm {CHIP} f16",)
-    chip = [check.subject.stage for check in result.checks if check.subject.target == CHIP]
+    chip = [check.subject.gap for check in result.checks if check.subject.target == CHIP]
     # Weights are read from the file, which takes no simulator.
     assert chip == ["target_constants"]
     assert result.passed
@@ -216,7 +216,7 @@ def test_chip_is_compared_on_its_simulator_and_swapped_keys_and_values_are_found
     result = run(copy, **arguments)
     assert failure(result) is None
     constants, chip = [c for c in result.checks if c.subject.target == CHIP]
-    assert constants.subject.stage == "target_constants"
+    assert constants.subject.gap == "target_constants"
     assert constants.metrics["constants"] > 50
     assert any("stale slots" in name for name in chip.metrics["cases"])
     assert any(name.endswith("past 31") for name in chip.metrics["cases"])
@@ -242,8 +242,8 @@ def test_perturbed_weight_in_the_graph_is_found(copy: Path) -> None:
 
     edit_graph(folder(copy, "caption") / "onnx" / "vision_encoder.onnx", perturb)
     result = run(copy, task="caption", component="vision_encoder")
-    stages = ("wrapper_vs_onnxruntime", "checkpoint_layers")
-    assert failed(result) == {(stage, "vision_encoder", "") for stage in stages}
+    gaps = ("wrapper_vs_onnxruntime", "checkpoint_layers")
+    assert failed(result) == {(gap, "vision_encoder", "") for gap in gaps}
     error = failure(result)
     assert error is not None
     assert "caption vision_encoder onnx" in str(error)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.bmodels import BMODEL_FAULTS
 from tests.faults.clean_builds import examine
-from tests.faults.planted_faults import Fault, Outcome, all_faults, bmodel_faults, run
+from tests.faults.fault import Fault
+from tests.faults.planted_faults import FAULTS, Outcome, all_faults, run
 
 #: One of each kind, for every run of the tests; ``make test-slow`` runs them all.
 REPRESENTATIVE = (
@@ -29,9 +31,9 @@ REPRESENTATIVE = (
     "BGR instead of RGB",
     "stale cache row",
     "question's padding attended",
-    "beams do not move their rows",
+    "beams do not move their cache rows",
 )
-#: Share of faults whose layer or stage bisection must name.
+#: Share of faults whose layer or part bisection must name.
 NAMED = 0.9
 
 
@@ -46,14 +48,16 @@ def test_representative_fault_is_flagged_and_named(openvino_artifacts: Path, fau
     assert outcome.named, outcome.verdict
 
 
-def test_every_kind_of_fault_is_represented() -> None:
+def test_the_suite_is_whole_and_its_names_are_unique() -> None:
     assert {fault.name for fault in chosen()} == set(REPRESENTATIVE)
-    assert len(all_faults()) >= 30
-    assert len({fault.name for fault in all_faults()}) == len(all_faults())
+    assert (len(all_faults()), len(BMODEL_FAULTS)) == (143, 20)
+    every = [fault.name for faults in FAULTS.values() for fault in faults]
+    assert len(set(every)) == len(every)
 
 
-#: Faults that move outputs no further than the chip's own arithmetic does (docs/bisect.md).
-BENEATH_NOISE = ["BM1684: LayerNorm epsilon 1e-3"]
+#: What verification cannot see: it moves outputs no further than the chip's own arithmetic does
+#: (docs/bisect.md). A fault that leaves this list, or joins it, fails the slow test below.
+KNOWN_BLIND_SPOTS = ["BM1684: LayerNorm epsilon 1e-3"]
 
 
 def test_untouched_copy_raises_no_alarm(openvino_artifacts: Path) -> None:
@@ -76,9 +80,11 @@ def test_every_fault_is_flagged_and_most_are_named(openvino_artifacts: Path) -> 
 
 
 @pytest.mark.slow
-def test_every_fault_of_a_bmodel_is_flagged_and_most_are_named(reference_artifacts: Path) -> None:
-    outcomes: list[Outcome] = [run(reference_artifacts, fault) for fault in bmodel_faults()]
-    assert [outcome.fault.name for outcome in outcomes if not outcome.flagged] == BENEATH_NOISE
+def test_every_bmodel_fault_but_the_blind_spots_is_flagged_and_most_are_named(
+    reference_artifacts: Path,
+) -> None:
+    outcomes: list[Outcome] = [run(reference_artifacts, fault) for fault in BMODEL_FAULTS]
+    assert [outcome.fault.name for outcome in outcomes if not outcome.flagged] == KNOWN_BLIND_SPOTS
     unnamed = [(o.fault.name, o.verdict) for o in outcomes if not o.named]
     assert len(unnamed) <= (1 - NAMED) * len(outcomes), unnamed
 

@@ -12,14 +12,15 @@ import pytest
 from configs.errors import ToolError
 from runtime.files.manifests import ComponentManifest, FileRecord, Net, TensorSpec
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
-from verify.remembered_calls import RememberedSession, forget_others
+from verify.pipeline import Verification, failure
 from verify.results import Check, Store, Subject, passed, write_verdict
+from verify.simulator_answers import RememberedSession, forget_others
 
 SUBJECT = Subject(
     "onnxruntime_vs_target", "caption", "vision_encoder", "openvino", "f16", "component", "exact"
 )
 REQUIRED = {
-    "stage",
+    "gap",
     "task",
     "component",
     "target",
@@ -47,6 +48,18 @@ def test_a_passed_check_is_found_again(tmp_path: Path) -> None:
     assert Store(path).find("b") is None
 
 
+def test_only_a_comparison_that_failed_blames_the_artifact() -> None:
+    compared = check(problems=("relative error 0.2 exceeds 1e-2",))
+    aborted = check(samples=0, problems=("the simulator aborted (status 6); see a.log",))
+
+    def error(*checks: Check) -> str:
+        return str(failure(Verification(checks, (), 1, Path("verify.json"))))
+
+    assert "the artifact is wrong" in error(aborted, compared)
+    assert "the artifact is wrong" not in error(aborted)
+    assert "see a.log" in error(aborted)
+
+
 def test_a_failed_check_is_not_stored(tmp_path: Path) -> None:
     path = tmp_path / "store.jsonl"
     store = Store(path)
@@ -70,7 +83,7 @@ def test_a_line_cut_off_by_a_kill_loses_only_itself(tmp_path: Path) -> None:
     assert Store(path).find("c") is not None
 
 
-@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"stage": 1}', "\x00\xff", "not json"])
+@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"gap": 1}', "\x00\xff", "not json"])
 def test_foreign_lines_are_ignored(tmp_path: Path, line: str) -> None:
     path = tmp_path / "store.jsonl"
     path.write_text(line + "\n")
@@ -99,7 +112,7 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_verdict_has_the_agreed_shape(tmp_path: Path) -> None:
     path = tmp_path / "verify.json"
-    tokens = replace(SUBJECT, stage="tokens", component=None, kind="tokens", variant="")
+    tokens = replace(SUBJECT, gap="tokens", component=None, kind="tokens", variant="")
     write_verdict(path, [check(), Check(tokens, 10, {}, {})], pipeline="reference")
     verdict = json.loads(path.read_text())
     assert verdict["passed"] is True

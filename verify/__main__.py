@@ -13,10 +13,10 @@ from verify.bisect.command import bisect
 from verify.board.command import board_test
 from verify.board.judge import failure as board_failure
 from verify.board.judge import judge
+from verify.console_table import print_not_simulated, print_table
 from verify.evaluation.command import evaluate
 from verify.page.command import report
 from verify.pipeline import announce, failure, verify
-from verify.report import print_not_simulated, print_table
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.schema import Component, PipelineConfig, Precision, Task
@@ -20,13 +20,11 @@ from runtime.tasks.registry import TASKS
 from runtime.tasks.task import Task as RuntimeTask
 from verify.answers.cases import Case, generation_cases, new_tokens
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, runtime_failures
-from verify.checkpoint.reference_model import Answer, reference_answers
+from verify.checkpoint.answers import Answer, reference_answers
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.parity.inputs import Graphs, Sample, SampleSource
 from verify.parity.padding import padded_nets, padded_pairs
-from verify.remembered_calls import RememberedSession, artifact_key, forget_others
-
-if TYPE_CHECKING:
-    from verify.checkpoint.trace import Checkpoint
+from verify.simulator_answers import RememberedSession, artifact_key, forget_others
 
 #: Cases that one call of a task gets: enough to batch, few enough to keep memory flat.
 CASES_AT_ONCE = 40
@@ -65,8 +63,6 @@ class TaskBench:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint in HuggingFace's own classes."""
         if self._checkpoint is None:
-            from verify.checkpoint.trace import Checkpoint
-
             config = self.pipeline.tasks[self.task]
             revision = self.artifacts.manifest.checkpoint.revision
             self._checkpoint = Checkpoint(self.task, config, revision)
@@ -156,10 +152,11 @@ class TaskBench:
         largest = max(gate.scenes for gate in self.pipeline.verify.tokens.values())
         answers = reference_answers(
             self._layout.task(self.task) / REFERENCE_ANSWERS,
-            self.pipeline.tasks[self.task],
             self.artifacts.manifest,
+            self.pipeline.tasks[self.task].question_start,
             self.cases(largest),
             self.new_tokens(),
+            lambda: self.checkpoint,
         )
         return answers[:count]
 

@@ -109,10 +109,13 @@ def failure(result: Verification) -> ParityError | None:
         return ParityError("nothing was verified; name tasks and targets of the pipeline file")
     names = ", ".join(check.subject.name for check in failed[:3])
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    # A tool that broke off says nothing about the artifact.
+    advice = failed[0].record()["problems"][0]
+    if any(check.samples for check in failed):
+        advice = "Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
     return ParityError(
         f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
-        f"{shown(result.verdict)}. Rebuild with FORCE=1; if it stays, the artifact is wrong, "
-        "not the tolerance"
+        f"{shown(result.verdict)}. {advice}"
     )
 
 
@@ -148,10 +151,10 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
             return _component(item, bench, progress)
         if item.subject.kind == "layers":
             return _layers(item, bench)
-        if item.subject.stage == "combined_file":
+        if item.subject.gap == "combined_file":
             return combined_check(item.subject, item.artifacts)
-        if item.subject.kind == "stage":
-            return _stages(item, bench)
+        if item.subject.kind == "host":
+            return _host(item, bench)
         return _answers(item, bench, config)
     except ToolError as error:
         # One backend's failure is a finding about its artifact; the other artifacts are still
@@ -162,9 +165,9 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
 def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
     subject, component = item.subject, item.subject.named_component
     manifest = item.artifacts.components[component]
-    if subject.stage == "hf_vs_wrapper":
+    if subject.gap == "hf_vs_wrapper":
         return hf_vs_wrapper(subject, manifest)
-    if subject.stage == "onnxruntime_vs_target":
+    if subject.gap == "onnxruntime_vs_target":
         broken = broken_lineage(manifest, item.task.onnx.components)
         if broken is not None:
             artifacts = item.artifacts
@@ -190,12 +193,12 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
 
     subject, component = item.subject, item.subject.named_component
     onnx = item.task.onnx.components[component]
-    if subject.stage == "target_constants":
+    if subject.gap == "target_constants":
         stored = item.artifacts.stored(component)
         target = item.artifacts.components[component]
         found = chip_constants(exported_graph(onnx), target, stored)
         return constants_check(subject, found, stored)
-    if subject.stage == "checkpoint_layers":
+    if subject.gap == "checkpoint_layers":
         seed = bench.pipeline.verify.seed
         layers = checkpoint_layers(onnx, bench.checkpoint, subject.task, seed)
         return layer_check(subject, layers, "f32")
@@ -207,11 +210,11 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
     return layer_check(subject, layers, computed, stored)
 
 
-def _stages(item: Planned, bench: TaskBench) -> Check:
-    from verify.host.check import HOST_CASES, stage_check, stage_findings
+def _host(item: Planned, bench: TaskBench) -> Check:
+    from verify.host.check import HOST_CASES, host_check, host_findings
 
     cases = bench.cases(HOST_CASES)
-    found = stage_findings(
+    found = host_findings(
         item.task.manifest,
         bench.pipeline.tasks[item.task.task],
         bench.checkpoint,
@@ -221,7 +224,7 @@ def _stages(item: Planned, bench: TaskBench) -> Check:
         bench.new_tokens(),
         bench.pipeline.verify.seed,
     )
-    return stage_check(item.subject, found, len(cases))
+    return host_check(item.subject, found, len(cases))
 
 
 def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:

@@ -12,7 +12,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.load import shown
 from configs.schema import Component, TokenGate
-from configs.tolerances import Stage, tolerances_digest
+from configs.tolerances import Gap, tolerances_digest
 from pipeline.build import source_digest, tool_versions
 from pipeline.command import Selection
 from pipeline.manifest import key_of
@@ -30,8 +30,8 @@ LARGE_BMODEL_BYTES = 48 << 20
 OPENVINO_MODES = ("exact", "fast")
 #: Subfolders of verify/ that only read results or measure something else: no check depends on them.
 NOT_PART_OF_A_CHECK = ("bisect", "board", "evaluation", "page")
-#: Stages that look into an artifact.
-LAYER_STAGES: tuple[Stage, ...] = ("checkpoint_layers", "target_layers", "target_constants")
+#: Gaps that look into an artifact.
+LAYER_GAPS: tuple[Gap, ...] = ("checkpoint_layers", "target_layers", "target_constants")
 #: Components that take text of a fixed length on chips, hence padding.
 PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
 
@@ -93,7 +93,7 @@ def simulated_by_default(selection: Selection, artifacts: TargetArtifacts) -> bo
 
 def _onnx_checks(selection: Selection, task: TaskArtifacts, config: Path) -> Iterator[Planned]:
     if not selection.components:
-        yield _stages(selection, task)
+        yield _host(selection, task)
     for component in selection.task_components(task.task):
         yield _component(selection, task, task.onnx, component, "hf_vs_wrapper")
         yield _component(selection, task, task.onnx, component, "checkpoint_layers")
@@ -137,7 +137,7 @@ def _combined(
     combined = combined_file(artifacts, task.task)
     if combined is not None:
         subject = Subject(
-            "combined_file", task.task, None, artifacts.name, artifacts.precision, "stage"
+            "combined_file", task.task, None, artifacts.name, artifacts.precision, "file"
         )
         inputs = {"file": combined.record.sha256, "artifacts": artifacts.identities}
         yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
@@ -153,8 +153,8 @@ def _comparable(onnx: TargetArtifacts, artifacts: TargetArtifacts, component: Co
     return len(mine) == 1 and (own == names or bool(manifest.includes))
 
 
-def _stages(selection: Selection, task: TaskArtifacts) -> Planned:
-    subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "stage")
+def _host(selection: Selection, task: TaskArtifacts) -> Planned:
+    subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "host")
     inputs = {
         "onnx": task.onnx.identities,
         "task_manifest": task.manifest.model_dump(mode="json"),
@@ -171,13 +171,11 @@ def _component(
     task: TaskArtifacts,
     artifacts: TargetArtifacts,
     component: Component,
-    stage: Stage,
+    gap: Gap,
     variant: str = "",
 ) -> Planned:
-    kind: Kind = "layers" if stage in LAYER_STAGES else "component"
-    subject = Subject(
-        stage, task.task, component, artifacts.name, artifacts.precision, kind, variant
-    )
+    kind: Kind = "layers" if gap in LAYER_GAPS else "component"
+    subject = Subject(gap, task.task, component, artifacts.name, artifacts.precision, kind, variant)
     # Real inputs come from upstream graphs, so all of them count.
     inputs = {
         "onnx": task.onnx.identities,
@@ -186,7 +184,7 @@ def _component(
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
     }
-    if stage == "checkpoint_layers":
+    if gap == "checkpoint_layers":
         inputs["checkpoint"] = checkpoint_files(selection.pipeline.tasks[task.task])
         inputs["tools"] = tool_versions("transformers", "torch")
     return Planned(subject, _key(subject, artifacts, inputs), task, artifacts)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import ToolError
 from configs.schema import Component, Precision, Task
-from configs.tolerances import Stage
+from configs.tolerances import Gap
 from pipeline.build import write_atomically
+from verify.json_lines import append_lines, read_lines
 
-Kind = Literal["component", "tokens", "scores", "stage", "layers"]
+Kind = Literal["component", "tokens", "scores", "host", "file", "layers"]
 
 STORE_FILE = "verify-checks.jsonl"
 
@@ -27,7 +26,7 @@ class Subject:
     ``padded`` inputs.
     """
 
-    stage: Stage
+    gap: Gap
     task: Task
     component: Component | None
     target: str
@@ -118,12 +117,12 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._checks: dict[str, Check] = {}
-        lines = _lines(path)
+        lines = read_lines(path)
         for line in lines:
             try:
-                check = Check.of(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # a line cut off by a kill, or of an older version: that check runs again
+                check = Check.of(line)
+            except (KeyError, TypeError):
+                continue  # of an older version: that check runs again
             self._checks[check.key] = check
         self._superseded = len(lines) > 2 * len(self._latest())
 
@@ -140,47 +139,17 @@ class Store:
         if not check.passed:
             return
         self._checks[check.key] = check
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                # After a kill the last line may lack its end.
-                stream.write("\n" + _line(check) if _torn(self._path) else _line(check))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise ToolError(
-                f"{self._path}: cannot be written ({error.strerror}); free space or rights"
-            ) from None
+        append_lines(self._path, [check.record()])
 
     def compact(self) -> None:
         """Drops replaced results once they outnumber the current ones."""
         if self._superseded:
-            write_atomically(self._path, "".join(_line(check) for check in self._latest()))
+            lines = (json.dumps(check.record()) for check in self._latest())
+            write_atomically(self._path, "".join(f"{line}\n" for line in lines))
             self._superseded = False
 
     def _latest(self) -> list[Check]:
         return list({check.subject: check for check in self._checks.values()}.values())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be read ({error.strerror}); delete it") from None
-
-
-def _line(check: Check) -> str:
-    return json.dumps(check.record(), allow_nan=False) + "\n"
-
-
-def _torn(path: Path) -> bool:
-    with path.open("rb") as stream:
-        if stream.seek(0, os.SEEK_END) == 0:
-            return False
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) != b"\n"
 
 
 def passed(checks: Iterable[Check]) -> bool:

@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.manifest import file_record, key_of
+from configs.schema import Task
+from pipeline.manifest import file_record
+from tests.faults.fault import CHIP_FOLDERS, Fault, Plant
 from tests.faults.graph_changes import (
     Change,
     attribute,
@@ -28,8 +29,6 @@ from tests.faults.graph_changes import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDERS = {"bm1684": "BM1684", "bm1684x": "BM1684X", "bm1688": "BM1688"}
-Plant = Callable[[Path], None]
 
 
 def compile_component(folder: Path, component: str, target: str) -> None:
@@ -42,7 +41,9 @@ def compile_component(folder: Path, component: str, target: str) -> None:
 
 
 def manifest_of(folder: Path, component: str, target: str) -> Path:
-    (path,) = (folder / FOLDERS[target]).glob(f"{folder.name}_{component}_{target}_*.manifest.json")
+    (path,) = (folder / CHIP_FOLDERS[target]).glob(
+        f"{folder.name}_{component}_{target}_*.manifest.json"
+    )
     return path
 
 
@@ -177,26 +178,16 @@ def saturated(model: Any) -> None:
     weight("layers.1.feed_forward.inner.bias", lambda a: a + 7e4 * (np.arange(a.size) == 3))(model)
 
 
-def key_of_changed(path: Path) -> None:
-    """A manifest's key agrees with its inputs again."""
-    data = json.loads(path.read_text())
-    data["key"] = key_of(data["key_inputs"])
-    path.write_text(json.dumps(data))
-
-
-def _fault(
-    name: str, task: str, component: str, target: str, plant: Plant, named: str, **more: Any
-) -> dict[str, Any]:
-    return {
-        "name": f"{FOLDERS[target]}: {name}",
-        "task": task,
-        "component": component,
-        "target": target,
-        "precision": "f32" if target == "bm1684" else "f16",
-        "plant": plant,
-        "named": rf"target: {component}\b.*{named}",
-        **more,
-    }
+def _fault(name: str, task: Task, component: str, target: str, plant: Plant, named: str) -> Fault:
+    return Fault(
+        f"{CHIP_FOLDERS[target]}: {name}",
+        task,
+        target,
+        rf"target: {component}\b.*{named}",
+        plant,
+        component=component,
+        precision="f32" if target == "bm1684" else "f16",
+    )
 
 
 _VISION, _DECODER, _TEXT = "vision_encoder", "text_decoder", "text_encoder"
@@ -205,19 +196,19 @@ _X, _8, _4 = "bm1684x", "bm1688", "bm1684"
 
 def _changed(
     name: str,
-    task: str,
+    task: Task,
     component: str,
     target: str,
     change: Change,
     named: str,
     *,
     honest: bool = False,
-) -> dict[str, Any]:
+) -> Fault:
     plant = compiled_from(component, target, change, honest=honest)
     return _fault(name, task, component, target, plant, named)
 
 
-BMODEL_FAULTS: list[dict[str, Any]] = [
+BMODEL_FAULTS: list[Fault] = [
     _changed(
         "one query weight off by 1 %",
         "caption",
@@ -235,7 +226,7 @@ BMODEL_FAULTS: list[dict[str, Any]] = [
         r"layers\.1\.feed_forward\.inner",
     ),
     _changed(
-        "one layer's weights off by 1 %, said so",
+        "one layer's weights off by 1 %, source named",
         "vqa",
         _VISION,
         _X,
@@ -316,14 +307,14 @@ BMODEL_FAULTS: list[dict[str, Any]] = [
         r"embeddings\.positions",
     ),
     _fault(
-        "of another checkpoint",
+        "file of another checkpoint",
         "vqa",
         _VISION,
         _X,
         of_another(_VISION, _X, "caption"),
         r"",
     ),
-    _fault("of another chip", "caption", _VISION, _X, of_another_chip(_VISION, _X, _8), r""),
+    _fault("file of another chip", "caption", _VISION, _X, of_another_chip(_VISION, _X, _8), r""),
     _fault(
         "32 weights lost",
         "caption",

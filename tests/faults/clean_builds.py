@@ -62,7 +62,7 @@ def pipeline(task: Task, seed: int, root: Path, precision: str = "f16") -> Path:
     return path
 
 
-def stage(name: str, config: Path) -> None:
+def run_stage(name: str, config: Path) -> None:
     """Runs a stage as the Makefile does."""
     command = [sys.executable, "-m", name, "--config", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -73,12 +73,12 @@ def examine(task: Task, seed: int, precision: str = "f16") -> list[str]:
     """Builds, verifies and bisects; returns everything that was called wrong."""
     with TemporaryDirectory(prefix="clean-") as folder:
         config = pipeline(task, seed, Path(folder), precision)
-        stage("export", config)
-        stage("compile", config)
+        run_stage("export", config)
+        run_stage("compile", config)
         selection = select(config, target="openvino")
         result = verify(selection, config)
         found = [
-            f"{check.subject.stage} {check.subject.name}: {problem}"
+            f"{check.subject.gap} {check.subject.name}: {problem}"
             for check in result.checks
             if not check.passed
             for problem in check.problems

@@ -223,3 +223,50 @@ def interpolated(array: np.ndarray) -> np.ndarray:
     coarse = grid.reshape(side // 2, 2, side // 2, 2, -1).mean(axis=(1, 3))
     fine = coarse.repeat(2, axis=0).repeat(2, axis=1)
     return np.concatenate([array[:, :1], fine.reshape(1, side * side, -1)], axis=1)
+
+
+def truncated(array: np.ndarray) -> np.ndarray:
+    """Upper eight bits of the mantissa only."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def rounded_to_half(name: str) -> Change:
+    """An operator's result passes through half precision, as after a careless cast."""
+
+    def apply(model: Model) -> None:
+        maker = node(model, name)
+        output = maker.output[0]
+        maker.output[0] = "planted_wide"
+        at = list(model.graph.node).index(maker)
+        for step, (source, to, kind) in enumerate(
+            [
+                ("planted_wide", "planted_half", TensorProto.FLOAT16),
+                ("planted_half", output, TensorProto.FLOAT),
+            ]
+        ):
+            cast = helper.make_node("Cast", [source], [to], name=f"{name}/Cast{step}", to=kind)
+            model.graph.node.insert(at + 1 + step, cast)
+
+    return apply
+
+
+def copied(first: str, second: str) -> Change:
+    """One layer gets another one's weights."""
+
+    def apply(model: Model) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith(f"{first}."):
+                other = initializer(model, tensor.name.replace(first, second, 1))
+                array = numpy_helper.to_array(other).copy()
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    return apply
+
+
+def last_token(model: Model) -> None:
+    start, end = (np.array([n], dtype=np.int64) for n in (-1, np.iinfo(np.int64).max))
+    for name, array in (("planted_start", start), ("planted_end", end)):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    reads("/features/Slice", 1, "planted_start")(model)
+    reads("/features/Slice", 2, "planted_end")(model)

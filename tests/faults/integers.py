@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino import opset13 as ops
 
-from tests.faults.irs import Change, dropped, find, ir, put, scalar, tanh_gelu
+from tests.faults.fault import Fault, integer_fault
+from tests.faults.ir_changes import Change, dropped, find, put, scalar, tanh_gelu
 
 _SEED = 5
 
@@ -74,66 +76,120 @@ def _range(before: str, factor: float) -> Change:
     return apply
 
 
-def _fault(name: str, task: str, component: str, change: Change, named: str) -> dict[str, Any]:
-    return {
-        "name": f"int8 IR: {name}",
-        "task": task,
-        "component": component,
-        "precision": "int8",
-        "plant": ir(component, change, "int8"),
-        "named": f"target: {component} {named}",
-    }
+def _one_scale(product: str) -> Change:
+    """One scale for a whole tensor of weights: that of its loudest channel."""
+
+    def apply(model: Any) -> None:
+        found = _weights(model, product)
+        weights, scale = found[0], next(n for n in found if n.get_data().dtype.kind == "f")
+        own = scale.get_data().astype(np.float32)
+        largest = own.max()
+        limits = np.iinfo(weights.get_data().dtype)
+        values = np.rint(weights.get_data() * (own / largest))
+        put(weights, np.clip(values, limits.min, limits.max))
+        put(scale, np.full_like(own, largest))
+
+    return apply
 
 
-INTEGER_FAULTS: list[dict[str, Any]] = [
-    _fault(
+def _shifted(before: str) -> Change:
+    """A zero point that is off by one: all values come out one step too high."""
+
+    def apply(model: Any) -> None:
+        for node in model.get_ordered_ops():
+            if node.get_type_name() == "FakeQuantize" and before in node.get_friendly_name():
+                limits = [node.input(i).get_source_output().get_node() for i in range(1, 5)]
+                low, high = (np.array(limit.get_data()) for limit in limits[:2])
+                step = (high - low) / (node.get_attributes()["levels"] - 1)
+                # Both ranges may share their constants: the result is moved, not the limits.
+                readers = list(node.output(0).get_target_inputs())
+                made = ops.fake_quantize(
+                    node.input_value(0), low, high, low + step, high + step, 256
+                )
+                names = node.output(0).get_names()
+                node.output(0).set_names(set())
+                made.output(0).set_names(names)
+                made.set_friendly_name(node.get_friendly_name() + "/moved")
+                for port in readers:
+                    port.replace_source_output(made.output(0))
+                return
+        raise AssertionError(before)
+
+    return apply
+
+
+INTEGER_FAULTS: list[Fault] = [
+    integer_fault(
         "threshold of one layer over 8",
         "caption",
         "vision_encoder",
         _range("/layers.2/feed_forward/activation/Mul_1", 1 / 8),
         r"layers\.2\.feed_forward\.activation",
     ),
-    _fault(
+    integer_fault(
         "range a hundred times too wide",
         "itm",
         "vision_encoder",
         _range("/layers.1/attention/query/Add", 100.0),
         r"layers\.1\.attention\.query",
     ),
-    _fault(
+    integer_fault(
         "one layer's weights off by 1 %",
         "vqa",
         "vision_encoder",
         _integers("/layers.1/attention/value/MatMul", _noisy),
         r"layers\.1\.attention\.value",
     ),
-    _fault(
+    integer_fault(
         "one layer's scales off by 1 %",
         "itm",
         "text_encoder",
         _scales("/layers.0/attention/output/MatMul", 1.01),
         r"layers\.0\.attention\.output",
     ),
-    _fault(
+    integer_fault(
         "keys and values swapped",
         "caption",
         "vision_encoder",
         _swapped("/layers.1/attention/key/MatMul", "/layers.1/attention/value/MatMul"),
         r"layers\.1\.attention\.(key|value)",
     ),
-    _fault(
+    integer_fault(
         "tanh GELU",
         "vqa",
         "text_decoder",
         tanh_gelu("/layers.0/feed_forward/feed_forward/activation"),
         r"layers\.0\.feed_forward\.feed_forward\.activation",
     ),
-    _fault(
+    integer_fault(
         "scale is not 1/sqrt(d)",
         "caption",
         "vision_encoder",
         scalar("/layers.1/attention/Mul", lambda v: v * 0.99),
         r"layers\.1\.attention",
     ),
-    _fault("residual dropped", "itm", "vision_encoder", dropped("/layers.2/Add", 1), r"layers\.2"),
+    integer_fault(
+        "residual dropped", "itm", "vision_encoder", dropped("/layers.2/Add", 1), r"layers\.2"
+    ),
+    integer_fault(
+        "one weight scale per tensor",
+        "caption",
+        "vision_encoder",
+        _one_scale("/layers.2/feed_forward/inner/MatMul"),
+        r"layers\.2\.feed_forward\.inner",
+    ),
+    integer_fault(
+        "zero point off by one",
+        "vqa",
+        "vision_encoder",
+        _shifted("/layers.1/feed_forward/activation/Mul_1"),
+        r"layers\.1\.feed_forward",
+    ),
+    integer_fault(
+        "activation threshold halved",
+        "itm",
+        "vision_encoder",
+        _range("/layers.2/feed_forward/activation/Mul_1", 0.5),
+        r"layers\.2\.feed_forward",
+    ),
 ]

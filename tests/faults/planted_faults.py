@@ -2,9 +2,9 @@
 
 ``python -m tests.faults.planted_faults`` (from the repository root) plants every one of them in
 turn into a copy of the reference artifacts, verifies, bisects, and prints the table of findings.
-``python -m tests.faults.planted_faults bmodels`` does so with the faults of BModels (needs the
-chips' tools).
-Further words select faults by name, ``2/3`` the second of three shards.
+``python -m tests.faults.planted_faults caches search`` does so with these kinds only, ``bmodels``
+among them needs the chips' tools. Further words select faults by name, ``2/3`` the second of three
+shards.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
 
 from configs.errors import BlipEdgeError
 from configs.schema import Task
 from pipeline.command import select
-from tests.faults.bmodels import BMODEL_FAULTS, FOLDERS
-from tests.faults.further import FURTHER_FAULTS
+from tests.faults.batches import BATCH_FAULTS
+from tests.faults.bmodels import BMODEL_FAULTS
+from tests.faults.caches import CACHE_FAULTS
+from tests.faults.fault import CHIP_FOLDERS, Fault
 from tests.faults.graphs import GRAPH_FAULTS
+from tests.faults.images import IMAGE_FAULTS
 from tests.faults.integers import INTEGER_FAULTS
 from tests.faults.irs import IR_FAULTS
-from tests.faults.settings import RUNTIME_FAULTS, SETTING_FAULTS
-from tests.faults.third import THIRD_FAULTS
+from tests.faults.manifests import SETTING_FAULTS
+from tests.faults.search import SEARCH_FAULTS
+from tests.faults.texts import TEXT_FAULTS
 from verify.artifacts import find_artifacts
 from verify.bisect.diagnosis import diagnose
 from verify.pipeline import verify
@@ -41,30 +44,6 @@ from verify.results import STORE_FILE
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Copied with a task: not chips' files, logs or stored results.
 _LEFT_OUT = (".*.lock", "verify*", "work", "logs", "bisect", "*.combined.json")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One defect.
-
-    ``plant`` changes the task folder, ``active`` is entered while the artifacts are used (defects
-    of the runtime). ``named`` must be found in the bisection's verdict.
-    """
-
-    name: str
-    task: Task
-    target: str
-    named: str
-    plant: Callable[[Path], None] = lambda _: None
-    active: Callable[[], AbstractContextManager[Any]] = nullcontext
-    component: str | None = None
-    #: of the artifact, where it has one
-    precision: str = "f16"
-
-    @property
-    def on_chip(self) -> bool:
-        """Whether it is a BModel's, judged by its component alone: the simulator takes long."""
-        return self.target in FOLDERS
 
 
 @dataclass(frozen=True)
@@ -79,34 +58,28 @@ class Outcome:
 
     @property
     def named(self) -> bool:
-        """Whether the verdict names the right layer or stage."""
+        """Whether the verdict names the right layer or part."""
         return re.search(self.fault.named, self.verdict) is not None
 
 
+#: Every fault by what it breaks. The chips' need their tools and artifacts.
+FAULTS: dict[str, list[Fault]] = {
+    "graphs": GRAPH_FAULTS,
+    "irs": IR_FAULTS,
+    "integers": INTEGER_FAULTS,
+    "manifests": SETTING_FAULTS,
+    "images": IMAGE_FAULTS,
+    "texts": TEXT_FAULTS,
+    "caches": CACHE_FAULTS,
+    "search": SEARCH_FAULTS,
+    "batches": BATCH_FAULTS,
+    "bmodels": BMODEL_FAULTS,
+}
+
+
 def all_faults() -> list[Fault]:
-    """Every fault, graphs first."""
-    found = [Fault(target="onnx", **fault) for fault in GRAPH_FAULTS]
-    found += [Fault(target="openvino", **fault) for fault in IR_FAULTS]
-    found += [Fault(target="openvino", **fault) for fault in INTEGER_FAULTS]
-    found += [Fault(target="onnx", **fault) for fault in SETTING_FAULTS]
-    found += [Fault(target="onnx", **fault) for fault in RUNTIME_FAULTS]
-    found += [Fault(**fault) for fault in (*FURTHER_FAULTS, *THIRD_FAULTS)]
-    return found
-
-
-def further_faults() -> list[Fault]:
-    """The second suite of faults of graphs, IRs, files and the runtime alone."""
-    return [Fault(**fault) for fault in FURTHER_FAULTS]
-
-
-def third_faults() -> list[Fault]:
-    """The third suite alone."""
-    return [Fault(**fault) for fault in THIRD_FAULTS]
-
-
-def bmodel_faults() -> list[Fault]:
-    """Faults of BModels, which need the chips' tools and artifacts."""
-    return [Fault(**fault) for fault in BMODEL_FAULTS]
+    """Every fault that needs no chip's tools, graphs first."""
+    return [fault for kind, faults in FAULTS.items() if kind != "bmodels" for fault in faults]
 
 
 def verified(reference: Path, fault: Fault) -> Path:
@@ -132,7 +105,7 @@ def private_copy(reference: Path, root: Path, fault: Fault) -> Path:
     """One task's artifacts below ``root`` and a pipeline file with few cases; returns the file."""
     task, precision = fault.task, fault.precision
     targets = [fault.target] if fault.on_chip else ["openvino"]
-    others = [FOLDERS[chip] for chip in FOLDERS if chip not in targets]
+    others = [CHIP_FOLDERS[chip] for chip in CHIP_FOLDERS if chip not in targets]
     if fault.on_chip:
         others.append("openvino")
     ignored = shutil.ignore_patterns(*_LEFT_OUT, *others)
@@ -175,7 +148,7 @@ def examine(config: Path, fault: Fault, *, hinted: bool) -> tuple[bool, str, str
             flagged = bool(failed)
             by = ", ".join(
                 dict.fromkeys(
-                    " ".join(p for p in (c.subject.stage, c.subject.variant) if p) for c in failed
+                    " ".join(p for p in (c.subject.gap, c.subject.variant) if p) for c in failed
                 )
             )
         except BlipEdgeError as error:
@@ -218,10 +191,9 @@ def main() -> int:
     """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
-    groups = {"bmodels": bmodel_faults, "further": further_faults, "third": third_faults}
-    asked = [groups[word] for word in arguments if word in groups]
-    chosen = asked[0]() if asked else all_faults()
-    arguments = [word for word in arguments if word not in groups]
+    kinds = [word for word in arguments if word in FAULTS]
+    chosen = [fault for kind in kinds for fault in FAULTS[kind]] if kinds else all_faults()
+    arguments = [word for word in arguments if word not in FAULTS]
     every = chosen[part - 1 :: parts]
     faults = [f for f in every if not arguments or any(w in f.name for w in arguments)]
     outcomes = []

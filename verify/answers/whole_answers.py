@@ -15,7 +15,7 @@ from runtime.tasks.captioning import Captioner
 from runtime.tasks.matching import Match, Matcher
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
-from verify.checkpoint.reference_model import Answer
+from verify.checkpoint.answers import Answer
 from verify.parity.compare import number
 from verify.results import Check, Subject
 

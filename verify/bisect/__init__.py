@@ -1,1 +1,1 @@
-"""Finds the layer or the stage that makes an artifact drift (docs/bisect.md)."""
+"""Finds the layer or the part that makes an artifact drift (docs/bisect.md)."""

@@ -1,4 +1,4 @@
-"""``python -m verify bisect``: names the layer or the stage that makes an artifact drift."""
+"""``python -m verify bisect``: names the layer or the part that makes an artifact drift."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def bisect(
     precision: Annotated[str | None, typer.Option(help="Of the artifact.")] = None,
     mode: Annotated[str, typer.Option(help="OpenVINO arithmetic: exact or fast.")] = "exact",
     component: Annotated[
-        str | None, typer.Option(help="Only these components; leaves the stages around them out.")
+        str | None, typer.Option(help="Only these components; leaves out what is around them.")
     ] = None,
 ) -> None:
-    """Compares every stage and layer with its reference; exit code 1 when something is wrong."""
+    """Compares every part and layer with its reference; exit code 1 when something is wrong."""
     # Here, not above: verification without bisection must not wait for onnx to load.
     from verify.bisect.diagnosis import diagnose
     from verify.bisect.record import print_diagnosis, stem, write

@@ -1,4 +1,4 @@
-"""Looks at every stage from the image to the answer, and says which one is wrong and where."""
+"""Looks at every part from the image to the answer, and says which one is wrong and where."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.errors import BlipEdgeError, ConfigError
+from configs.errors import BlipEdgeError
 from configs.schema import Component, Precision
 from pipeline.command import Selection
 from runtime.files.manifests import ComponentManifest
@@ -17,7 +17,7 @@ from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.bisect.chip import chip_layers
 from verify.bisect.islands import Island, islands
 from verify.host.batches import BATCHES
-from verify.host.check import HOST_CASES, stage_findings
+from verify.host.check import HOST_CASES, host_findings
 from verify.host.finding import Finding
 from verify.host.search import SEARCH_NAMES
 from verify.layers.checks import (
@@ -82,17 +82,8 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Finding | None:
-        """The first stage that is wrong: what comes later may only follow from it."""
+        """The first part that is wrong: what comes later may only follow from it."""
         return self.findings[0] if self.findings else None
-
-    def sensitivities(self, component: Component) -> dict[str, float]:
-        """Introduced error by exported tensor, for choosing what stays in float."""
-        return {
-            error.tensor: error.introduced
-            for part in self.components
-            if part.component == component and part.comparison == "onnxruntime_vs_target"
-            for error in part.layers.errors
-        }
 
 
 def diagnose(
@@ -102,7 +93,7 @@ def diagnose(
     mode: str,
     on_step: Progress = lambda _: None,
 ) -> Diagnosis:
-    """Works through all stages of one task on one target, in the order data flows.
+    """Works through all parts of one task on one target, in the order data flows.
 
     Raises:
         InputError, ToolError: an artifact or a tool cannot be used at all.
@@ -110,10 +101,10 @@ def diagnose(
     result = Diagnosis(artifacts, task, mode)
     bench = TaskBench(task, selection.pipeline)
     try:
-        on_step("stages around the graphs")
+        on_step("everything around the graphs")
         searches: list[Finding] = []
         if not selection.components:
-            for finding in _stages(bench, task):
+            for finding in _host(bench, task):
                 # Searches run the graphs: a wrong graph goes before what follows from it.
                 late = finding.where in (*SEARCH_NAMES, BATCHES)
                 (searches if late else result.findings).append(finding)
@@ -138,8 +129,8 @@ def diagnose(
     return result
 
 
-def _stages(bench: TaskBench, task: TaskArtifacts) -> list[Finding]:
-    return stage_findings(
+def _host(bench: TaskBench, task: TaskArtifacts) -> list[Finding]:
+    return host_findings(
         task.manifest,
         bench.pipeline.tasks[task.task],
         bench.checkpoint,
@@ -151,15 +142,15 @@ def _stages(bench: TaskBench, task: TaskArtifacts) -> list[Finding]:
     )
 
 
-def _found(stage: str, part: ComponentDiagnosis) -> Iterator[Finding]:
+def _found(part_of: str, part: ComponentDiagnosis) -> Iterator[Finding]:
     """Constants and attributes first: they name the cause where an error only shows it."""
     for where, what in part.layers.faults:
-        yield Finding(stage, f"{part.component} {where.rsplit('.weight', 1)[0]}", what)
+        yield Finding(part_of, f"{part.component} {where.rsplit('.weight', 1)[0]}", what)
     seen = {where for where, _ in part.layers.faults}
     for error in _one_per_layer(part.exceeding):
         if error.layer not in seen:
             what = f"introduces an error of {error.introduced:.1e} at {error.tensor}"
-            yield Finding(stage, f"{part.component} {error.layer}", what)
+            yield Finding(part_of, f"{part.component} {error.layer}", what)
 
 
 def _one_per_layer(errors: list[LayerError]) -> list[LayerError]:
@@ -323,7 +314,7 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
                     found.append(Finding("generation", name, what))
         return found
     tokens = generated_tokens(task, cases, bench.new_tokens())  # type: ignore[arg-type]
-    end = int(bench.checkpoint.text_config.sep_token_id)
+    end = bench.checkpoint.end_token
     for case, answer, ids in zip(cases, expected, tokens, strict=True):
         if ids != answer.tokens:
             longer = ids[: len(answer.tokens)] == answer.tokens
@@ -331,15 +322,3 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
             what = f"{case.name}: {list(ids)} instead of {list(answer.tokens)}"
             found.append(Finding("generation", where, what))
     return found[:1]
-
-
-def one_target(task: TaskArtifacts, name: str) -> TargetArtifacts:
-    """The artifacts of a target by name; ``onnx`` is the exported graph itself.
-
-    Raises:
-        ConfigError: not selected.
-    """
-    for artifacts in (task.onnx, *task.targets):
-        if artifacts.name == name:
-            return artifacts
-    raise ConfigError(f"--target {name}: not among the pipeline's targets; list it or name another")

@@ -12,7 +12,6 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT, Layout
-from configs.schema import Component
 from pipeline.build import staging
 from pipeline.command import Selection
 from pipeline.console import steps
@@ -212,12 +211,3 @@ def _copy_runtime(made: Path) -> None:
         made / "runtime",
         ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
     )
-
-
-def components_of(content: dict[str, Any]) -> dict[tuple[str, Component], dict[str, Any]]:
-    """Every component of a bundle's description."""
-    return {
-        (task, component): expected
-        for task, described in content["tasks"].items()
-        for component, expected in described["components"].items()
-    }

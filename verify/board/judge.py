@@ -138,7 +138,7 @@ def _components(
             )
         subject = _subject(task.task, component, artifacts)
         tolerance = load_tolerances().component(
-            stage="onnxruntime_vs_target",
+            gap="onnxruntime_vs_target",
             target=artifacts.name,
             precision=artifacts.stored(component),
             arithmetic=arithmetic(artifacts, "", component),
@@ -150,9 +150,9 @@ def _components(
 
 
 def _subject(task: Task, component: Component | None, artifacts: TargetArtifacts) -> Subject:
-    stage: Any = "onnxruntime_vs_target" if component else "tokens"
+    gap: Any = "onnxruntime_vs_target" if component else "tokens"
     kind: Any = "component" if component else "tokens"
-    return Subject(stage, task, component, artifacts.name, artifacts.precision, kind, "board")
+    return Subject(gap, task, component, artifacts.name, artifacts.precision, kind, "board")
 
 
 def _component(

@@ -2,129 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from configs.errors import InputError
-from configs.layout import checkpoint_folder
-from configs.schema import Component, Task, TaskConfig
+from configs.schema import Component
 from pipeline.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from verify.answers.cases import SEED_STRIDE, picture, questions_by_length
-from verify.layers.correspondence import Pair, Side
-from verify.layers.graph import Array, ExportedGraph
+from verify.checkpoint.checkpoint import MASKED, Checkpoint
+from verify.layers.correspondence import SELF_MASK, Pair, Tensors, Traced
+from verify.layers.graph import Array
 
-#: Added to a score where attention is not allowed, as HuggingFace's BLIP does it.
-MASKED = -10000.0
 #: Pad tokens behind a text, for the case that shows whether padding is attended.
 _PADS = 5
 #: Tokens of the longest call that is traced.
 _MOST_TOKENS = 64
 
-#: Stands for the additive mask among a case's outputs: the graph has its own name for it.
-SELF_MASK = "@self_attention_mask"
 
-Tensors = dict[tuple[str, Side], Array]
+class Tracer:
+    """Calls of a checkpoint's components with hooks on HuggingFace's modules."""
 
-
-@dataclass(frozen=True)
-class Traced:
-    """One call: the contract's inputs, and the tensors of HuggingFace's modules by name."""
-
-    name: str
-    feeds: dict[str, Array]
-    modules: Tensors
-    #: the contract's outputs that no module has
-    outputs: dict[str, Array]
-
-
-class Checkpoint:
-    """A checkpoint loaded with HuggingFace's own classes; torch is imported here and only here."""
-
-    def __init__(self, task: Task, config: TaskConfig, revision: str | None = None) -> None:
-        """Loads model, tokenizer and image processor.
-
-        Raises:
-            InputError: they cannot be loaded.
-        """
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    def __init__(self, checkpoint: Checkpoint) -> None:
         import torch
-        import transformers
-        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-        transformers.utils.logging.disable_progress_bar()
         self._torch = torch
-        self.task = task
-        self.start_with_encoder_token = config.question_start == "enc"
-        folder = checkpoint_folder(config.checkpoint)
-        source = str(folder) if folder is not None else config.checkpoint
-        named = {"revision": revision} if folder is None and revision else {}
-        classes = {
-            "caption": "BlipForConditionalGeneration",
-            "vqa": "BlipForQuestionAnswering",
-            "itm": "BlipForImageTextRetrieval",
-        }
-        try:
-            self.model: Any = (
-                getattr(transformers, classes[task])
-                .from_pretrained(source, dtype=torch.float32, attn_implementation="eager", **named)
-                .eval()
-            )
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **named)
-            self.processor: Any = BlipImageProcessorPil.from_pretrained(source, **named)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{config.checkpoint}: cannot load the checkpoint: {reason}") from None
-
-    @property
-    def text_config(self) -> Any:
-        """Token ids and sizes of the text model."""
-        return self.model.config.text_config
-
-    @cached_property
-    def parameters(self) -> dict[str, Array]:
-        """Every parameter by HuggingFace's name; tied ones under all their names."""
-        named = self.model.named_parameters(remove_duplicate=False)
-        return {name: value.detach().numpy() for name, value in named}
-
-    @cached_property
-    def modules(self) -> dict[str, Any]:
-        """Every module by HuggingFace's name."""
-        return dict(self.model.named_modules())
-
-    def generated(self, image: Any, ids: Sequence[int], **arguments: Any) -> list[tuple[int, ...]]:
-        """HuggingFace's ``generate``: each sequence to its end token, the prompt included."""
-        rows = self._torch.tensor([list(ids)])
-        with self._torch.inference_mode(), warnings.catch_warnings():
-            # Lengths that cannot be kept are part of what is compared.
-            warnings.simplefilter("ignore", UserWarning)
-            sequences = self.model.generate(
-                pixel_values=self.processor([image], return_tensors="pt")["pixel_values"],
-                input_ids=rows,
-                attention_mask=self._torch.ones_like(rows),
-                do_sample=False,
-                **arguments,
-            ).tolist()
-        prompt = 1 if self.task == "vqa" else len(ids) - 1
-        end = int(self.text_config.sep_token_id)
-        return [
-            tuple(tokens[: tokens.index(end, prompt) + 1] if end in tokens[prompt:] else tokens)
-            for tokens in sequences
-        ]
-
-    def layers(self, component: Component) -> int:
-        """Layers of one component."""
-        config = self.model.config
-        if component == "vision_encoder":
-            return int(config.vision_config.num_hidden_layers)
-        return int(config.text_config.num_hidden_layers)
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model
+        self.task = checkpoint.task
+        self.text_config = checkpoint.text_config
 
     def traces(self, component: Component, pairs: Sequence[Pair], seed: int) -> list[Traced]:
         """A few calls of one component on held-out scenes, the second one padded or cached."""
@@ -141,16 +48,15 @@ class Checkpoint:
         with self._torch.inference_mode():
             return list(makers[component](component, scene, names))
 
-    def pixel_values(self, scene: int) -> Any:
-        """``[1, 3, height, width]``."""
-        return self.processor([picture(scene)], return_tensors="pt")["pixel_values"]
+    def _pixel_values(self, scene: int) -> Any:
+        return self.checkpoint.pixel_values([picture(scene)])
 
     def _image_embeds(self, scene: int) -> Any:
-        return self.model.vision_model(pixel_values=self.pixel_values(scene)).last_hidden_state
+        return self.model.vision_model(pixel_values=self._pixel_values(scene)).last_hidden_state
 
     def _vision(self, _: Component, scene: int, names: set[str]) -> Iterator[Traced]:
         for index in (scene, scene + 1):
-            pixels = self.pixel_values(index)
+            pixels = self._pixel_values(index)
             with self._hooked(names) as seen:
                 self.model.vision_model(pixel_values=pixels)
             yield Traced(f"scene {index}", {"pixel_values": pixels.numpy()}, seen, {})
@@ -165,9 +71,7 @@ class Checkpoint:
             yield Traced(f"scene {index}", feeds, seen, {"image_features": features.numpy()})
 
     def _ids(self, text: str, component: Component) -> Any:
-        ids = list(self.tokenizer(text)["input_ids"])
-        if self.start_with_encoder_token and component == "text_encoder":
-            ids[0] = self.text_config.bos_token_id + 1
+        ids = self.checkpoint.token_ids(text, encoded=component == "text_encoder")
         return self._torch.tensor([ids])
 
     def _texts(self, scene: int) -> list[str]:
@@ -241,7 +145,7 @@ class Checkpoint:
         states = _and_another(self._states(scene))
         prompt = [self.text_config.bos_token_id]
         if self.task == "caption":
-            prompt += list(self.tokenizer(CAPTION_PROMPT)["input_ids"])[1:-1]
+            prompt += self.checkpoint.token_ids(CAPTION_PROMPT)[1:-1]
         cache: Any = None
         past, tokens = self._empty(len(states)), prompt
         for number in range(3):
@@ -289,7 +193,7 @@ class Checkpoint:
     @contextmanager
     def _hooked(self, names: set[str]) -> Iterator[Tensors]:
         seen: Tensors = {}
-        handles = []
+        handles, modules = [], self.checkpoint.modules
 
         def keep(name: str) -> Any:
             def hook(_module: Any, inputs: Any, output: Any) -> None:
@@ -303,8 +207,8 @@ class Checkpoint:
 
             return hook
 
-        for name in sorted(names & self.modules.keys()):
-            handles.append(self.modules[name].register_forward_hook(keep(name)))
+        for name in sorted(names & modules.keys()):
+            handles.append(modules[name].register_forward_hook(keep(name)))
         try:
             yield seen
         finally:
@@ -345,61 +249,3 @@ def _rows(prefix: str, cache: Any, start: int = 0) -> dict[str, Array]:
             rows = value[:, :, start:].transpose(1, 2).contiguous()
             found[f"{prefix}.{index}.{part}"] = rows.numpy().copy()
     return found
-
-
-def on_graph(
-    traced: Traced, pairs: Sequence[Pair], graph: ExportedGraph
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """The modules' tensors under the exported graph's names, and modules that are not as they are.
-
-    The second part says, by exported module, what the graph lacks.
-    """
-    tensors: dict[str, Array] = {}
-    owners: dict[str, Pair] = {}
-    missing: dict[str, str] = {}
-    for pair in pairs:
-        value = traced.modules.get((pair.module, pair.side))
-        if value is None:
-            continue
-        name = tensor_of(graph, pair)
-        if name is None:
-            missing[pair.scope] = "the graph has no such node"
-            continue
-        if pair.part is not None:
-            value = np.split(value, 3, axis=-1)[pair.part]
-        if pair.last and value.ndim == 3:
-            value = value[:, -1]
-        if name in tensors and not np.array_equal(tensors[name], value):
-            # Two different tensors of the checkpoint are one here: what lies between is missing.
-            other = owners[name]
-            what = f"its {pair.side} is the {other.side} of {other.scope}"
-            missing[pair.scope] = f"{what}: what lies between is missing"
-            continue
-        if name in graph.sites:
-            tensors[name], owners[name] = np.ascontiguousarray(value), pair
-    for output, value in traced.outputs.items():
-        name = output if output != SELF_MASK else _self_mask(graph)
-        if name in graph.sites:
-            tensors[name] = np.ascontiguousarray(value)
-    return tensors, missing
-
-
-def _self_mask(graph: ExportedGraph) -> str:
-    """The tensor that a text encoder adds to its scores: their sum's other operand."""
-    node = graph.nodes.get("/layers.0/attention/Add")
-    return str(node.input[1]) if node is not None else ""
-
-
-def tensor_of(graph: ExportedGraph, pair: Pair) -> str | None:
-    """The exported tensor at a pair's point: found by the names of nodes, not by their number."""
-    scope = "/" + pair.scope.replace("layers.", "layers\0").replace(".", "/").replace("\0", ".")
-    operators = ("MatMul", "Gemm", "LayerNormalization")
-    anchor = next((n for o in operators if (n := graph.nodes.get(f"{scope}/{o}"))), None)
-    if anchor is None:
-        return None
-    if pair.side == "input":
-        return str(anchor.input[0])
-    biased = graph.nodes.get(f"{scope}/Add")
-    if anchor.op_type == "MatMul" and biased is not None and anchor.output[0] in biased.input:
-        return str(biased.output[0])
-    return str(anchor.output[0])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -14,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from configs.schema import Task
-from runtime.tasks.answering import QuestionAnswerer
-from runtime.tasks.captioning import Captioner
-from runtime.tasks.matching import Matcher
 from verify.artifacts import runtime_failures
-from verify.checkpoint.reference_model import MatchFeatures, Reference
+from verify.checkpoint.answers import MatchFeatures, answer, features_by_image, match_features
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.evaluation.answer_store import Answer
-from verify.evaluation.items import CaptionItem, Item, MatchingItem, QuestionItem
+from verify.evaluation.items import CaptionItem, Item, MatchingItem
 from verify.evaluation.subjects import Subject
 from verify.opened import TaskBench
+
+#: Token ids of the whole sequence, how many of them are the prompt, and the text after it.
+Generated = tuple[Sequence[int], int, str]
 
 
 class Answerer(ABC):
@@ -34,7 +33,9 @@ class Answerer(ABC):
     features, packed, and the two logits of each pair.
     """
 
-    @abstractmethod
+    def __init__(self, subject: Subject) -> None:
+        self._task, self._new_tokens = subject.task.task, subject.new_tokens
+
     def answers(self, items: Sequence[Item]) -> list[Answer]:
         """Answers in the order of the items.
 
@@ -42,10 +43,41 @@ class Answerer(ABC):
             InputError: an image or text cannot be used.
             ToolError: the backend failed.
         """
+        if self._task == "itm":
+            matched = [item for item in items if isinstance(item, MatchingItem)]
+            images = [item.picture.load() for item in matched]
+            pairs = [[text for text, _ in item.pairs] for item in matched]
+            found = self._match(images, [item.texts for item in matched], pairs)
+            return [
+                {
+                    "image": pack(one.image),
+                    "texts": pack(one.texts),
+                    "logits": [[float(a), float(b)] for a, b in one.logits],
+                }
+                for one in found
+            ]
+        return [
+            {"tokens": [int(token) for token in tokens], "prompt": prompt, "text": text}
+            for tokens, prompt, text in self._generate(items)
+        ]
 
-    @abstractmethod
     def judge(self, image: Image, texts: Sequence[str]) -> list[float]:
         """How much better "fits" scores than "does not" for each text, in logits (matching)."""
+        (found,) = self._match([image], [()], [texts])
+        return [float(fits - other) for other, fits in found.logits]
+
+    @abstractmethod
+    def _generate(self, items: Sequence[Item]) -> Iterator[Generated]:
+        """The answers to captions or questions."""
+
+    @abstractmethod
+    def _match(
+        self,
+        images: Sequence[Image],
+        texts: Sequence[Sequence[str]],
+        pairs: Sequence[Sequence[str]],
+    ) -> list[MatchFeatures]:
+        """Features of each image and of its texts, and the logits of the texts in its pairs."""
 
     @abstractmethod
     def close(self) -> None:
@@ -71,155 +103,95 @@ def unpack(text: str) -> NDArray[np.float32]:
 
 class _TargetAnswerer(Answerer):
     def __init__(self, subject: Subject, threads: int | None) -> None:
+        super().__init__(subject)
         if subject.artifacts is None:
             raise ValueError("the checkpoint is not a target")
-        self._subject = subject
         with ExitStack() as stack:
             bench = TaskBench(subject.task, subject.pipeline, threads=threads)
             stack.callback(bench.close)
-            self._task = bench.runtime_task(subject.artifacts, subject.mode)
+            self._opened: Any = bench.runtime_task(subject.artifacts, subject.mode)
             self._stack = stack.pop_all()
-
-    def answers(self, items: Sequence[Item]) -> list[Answer]:
-        with runtime_failures():
-            if isinstance(self._task, Captioner):
-                return self._captions(self._task, [i for i in items if isinstance(i, CaptionItem)])
-            if isinstance(self._task, QuestionAnswerer):
-                asked = [i for i in items if isinstance(i, QuestionItem)]
-                return self._answered(self._task, asked)
-            matched = [i for i in items if isinstance(i, MatchingItem)]
-            return self._matches(self._matcher(), matched)
-
-    def judge(self, image: Image, texts: Sequence[str]) -> list[float]:
-        with runtime_failures():
-            embeds = self._matcher().encode([image])
-            logits = self._matcher().itm_logits(embeds, texts, [0] * len(texts))
-        return [float(fits - other) for other, fits in logits]
 
     def close(self) -> None:
         self._stack.close()
 
-    def _matcher(self) -> Matcher:
-        if not isinstance(self._task, Matcher):
-            raise TypeError(f"{self._subject.name}: does not match")
-        return self._task
-
-    def _captions(self, task: Captioner, items: Sequence[CaptionItem]) -> list[Answer]:
-        prompts = [item.prompt for item in items]
-        found = task.batch(
-            [item.picture.load() for item in items],
-            prompts,
-            max_new_tokens=self._subject.new_tokens,
-        )
-        lengths = [len(task.tokenizer.prompt(prompt)) for prompt in prompts]
-        return [
-            _generated(caption.token_ids, length, task.tokenizer.decode(caption.token_ids[length:]))
-            for caption, length in zip(found, lengths, strict=True)
-        ]
-
-    def _answered(self, task: QuestionAnswerer, items: Sequence[QuestionItem]) -> list[Answer]:
+    def _generate(self, items: Sequence[Item]) -> Iterator[Generated]:
+        tokenizer, limit = self._opened.tokenizer, self._new_tokens
         # Questions about one image follow each other: it is encoded once for them.
         groups = [list(group) for _, group in groupby(items, lambda item: item.picture)]
-        found = task.batch(
-            [group[0].picture.load() for group in groups],
-            [[item.question for item in group] for group in groups],
-            max_new_tokens=self._subject.new_tokens,
-        )
-        return [
-            _generated(answer.token_ids, 1, task.tokenizer.decode(answer.token_ids[1:]))
-            for answers in found
-            for answer in answers
-        ]
+        images = [group[0].picture.load() for group in groups]
+        texts = [[_text(item) for item in group] for group in groups]
+        with runtime_failures():
+            if self._task == "caption":
+                flat = [image for image, own in zip(images, texts, strict=True) for _ in own]
+                prompts = [text for own in texts for text in own]
+                found = self._opened.batch(flat, prompts, max_new_tokens=limit)
+                lengths = [len(tokenizer.prompt(prompt)) for prompt in prompts]
+            else:
+                every = self._opened.batch(images, texts, max_new_tokens=limit)
+                found = [answer for answers in every for answer in answers]
+                lengths = [1] * len(found)
+            for one, prompt in zip(found, lengths, strict=True):
+                yield one.token_ids, prompt, tokenizer.decode(one.token_ids[prompt:])
 
-    def _matches(self, task: Matcher, items: Sequence[MatchingItem]) -> list[Answer]:
-        embeds = task.encode([item.picture.load() for item in items])
-        image_features = task.image_features(embeds)
-        texts = [text for item in items for text in item.texts]
-        text_features = task.text_features(texts) if texts else np.zeros((0, 0))
-        pairs = [(row, text) for row, item in enumerate(items) for text, _ in item.pairs]
-        logits = (
-            task.itm_logits(embeds, [text for _, text in pairs], [row for row, _ in pairs])
-            if pairs
-            else np.zeros((0, 2))
-        )
-        answers = []
-        for row, item in enumerate(items):
-            texts_of, text_features = np.split(text_features, [len(item.texts)])
-            logits_of, logits = np.split(logits, [len(item.pairs)])
-            answers.append(_match(MatchFeatures(image_features[row], texts_of, logits_of)))
-        return answers
-
-
-@dataclass(frozen=True)
-class _Question:
-    """An item as the checkpoint is asked."""
-
-    task: Task
-    text: str
-    item: CaptionItem | QuestionItem
-
-    def image(self) -> Image:
-        return self.item.picture.load()
+    def _match(
+        self,
+        images: Sequence[Image],
+        texts: Sequence[Sequence[str]],
+        pairs: Sequence[Sequence[str]],
+    ) -> list[MatchFeatures]:
+        task, flat = self._opened, [text for own in texts for text in own]
+        asked = [(row, text) for row, own in enumerate(pairs) for text in own]
+        logits = np.zeros((0, 2))
+        with runtime_failures():
+            embeds = task.encode(images)
+            of_images = task.image_features(embeds)
+            of_texts = task.text_features(flat) if flat else np.zeros((0, of_images.shape[1]))
+            if asked:
+                rows = [row for row, _ in asked]
+                logits = task.itm_logits(embeds, [text for _, text in asked], rows)
+        return features_by_image(of_images, (of_texts, texts), (logits, pairs))
 
 
 class _CheckpointAnswerer(Answerer):
     def __init__(self, subject: Subject, threads: int | None) -> None:
+        super().__init__(subject)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        self._subject = subject
-        task = subject.task
-        self._reference = Reference(subject.pipeline.tasks[task.task], task.manifest)
-
-    def answers(self, items: Sequence[Item]) -> list[Answer]:
-        if self._subject.task.task == "itm":
-            return self._matches([i for i in items if isinstance(i, MatchingItem)])
-        asked = []
-        for item in items:
-            if isinstance(item, CaptionItem):
-                asked.append(_Question("caption", item.prompt, item))
-            elif isinstance(item, QuestionItem):
-                asked.append(_Question("vqa", item.question, item))
-        return [
-            _generated(
-                answer.tokens, answer.prompt, self._reference.decode(answer.tokens[answer.prompt :])
-            )
-            for answer in self._reference.answers(asked, self._subject.new_tokens)
-        ]
-
-    def judge(self, image: Image, texts: Sequence[str]) -> list[float]:
-        (found,) = self._reference.match_features([image], [texts])
-        return [float(fits - other) for other, fits in found.logits]
+        manifest, config = subject.task.manifest, subject.pipeline.tasks[self._task]
+        self._checkpoint = Checkpoint(self._task, config, manifest.checkpoint.revision)
 
     def close(self) -> None:
-        del self._reference
+        del self._checkpoint
 
-    def _matches(self, items: Sequence[MatchingItem]) -> list[Answer]:
-        images = [item.picture.load() for item in items]
+    def _generate(self, items: Sequence[Item]) -> Iterator[Generated]:
+        images, texts = [item.picture.load for item in items], [_text(item) for item in items]
+        for found in answer(self._checkpoint, images, texts, self._new_tokens):
+            text = self._checkpoint.decode(found.tokens[found.prompt :])
+            yield found.tokens, found.prompt, text
+
+    def _match(
+        self,
+        images: Sequence[Image],
+        texts: Sequence[Sequence[str]],
+        pairs: Sequence[Sequence[str]],
+    ) -> list[MatchFeatures]:
         # Own texts first, then texts to judge that are not among them.
-        asked = [tuple(dict.fromkeys((*i.texts, *(text for text, _ in i.pairs)))) for i in items]
-        found = self._reference.match_features(images, asked)
-        answers = []
-        for item, texts, features in zip(items, asked, found, strict=True):
-            rows = [texts.index(text) for text, _ in item.pairs]
-            answers.append(
-                _match(
-                    MatchFeatures(
-                        features.image, features.texts[: len(item.texts)], features.logits[rows]
-                    )
-                )
+        asked = [list(dict.fromkeys((*own, *more))) for own, more in zip(texts, pairs, strict=True)]
+        every = match_features(self._checkpoint, images, asked)
+        return [
+            MatchFeatures(
+                found.image,
+                found.texts[: len(own)],
+                found.logits[[known.index(text) for text in more]],
             )
-        return answers
+            for found, known, own, more in zip(every, asked, texts, pairs, strict=True)
+        ]
 
 
-def _generated(tokens: Sequence[int], prompt: int, text: str) -> Answer:
-    return {"tokens": [int(token) for token in tokens], "prompt": prompt, "text": text}
-
-
-def _match(found: MatchFeatures) -> Answer:
-    return {
-        "image": pack(found.image),
-        "texts": pack(found.texts),
-        "logits": [[float(a), float(b)] for a, b in found.logits],
-    }
+def _text(item: Item) -> str:
+    if isinstance(item, MatchingItem):
+        raise TypeError(item.name)
+    return item.prompt if isinstance(item, CaptionItem) else item.question

@@ -43,10 +43,10 @@ def evaluate(
     ] = False,
 ) -> None:
     """Answers of targets over a data set, side by side with the checkpoint's."""
+    from verify.evaluation.console_table import print_evaluation
     from verify.evaluation.data_sets import parse_data_set
     from verify.evaluation.pipeline import Options, default_workers, failure
     from verify.evaluation.pipeline import evaluate as run
-    from verify.evaluation.report import print_evaluation
 
     selection = select(config, task=task, target=target, precision=precision)
     if workers is not None and workers < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import exp
@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from configs.schema import Task
 from pipeline.build import staging
 from pipeline.scenes.scene import SCENES_VERSION
 from verify.evaluation.answer_store import Answer, AnswerStore
-from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, Picture, QuestionItem
+from verify.evaluation.items import CaptionItem, Item, MatchingItem, Picture, QuestionItem
 from verify.evaluation.measures import CaptionMeasures, Measures, QuestionMeasures, first_difference
 
 #: Cases that a result shows.
@@ -54,8 +53,8 @@ class Beside:
 
     compared: int
     same: int
-    #: position of the first differing token -> how many items
-    positions: dict[int, int]
+    #: of the first differing token, one per item that differs, in order
+    positions: list[int]
     worst: tuple[Case, ...]
 
     @property
@@ -65,66 +64,55 @@ class Beside:
 
     def divergence(self) -> dict[str, Any]:
         """As it stands in the result."""
-        every = sorted(Counter(self.positions).elements())
         return {
-            "count": len(every),
-            "earliest": every[0] if every else None,
-            "median": median(every) if every else None,
-            "positions": {str(key): self.positions[key] for key in sorted(self.positions)},
+            "count": len(self.positions),
+            "earliest": self.positions[0] if self.positions else None,
+            "median": median(self.positions) if self.positions else None,
+            "positions": {str(key): count for key, count in Counter(self.positions).items()},
         }
 
 
 def compare_answers(
-    task: Task,
-    items: int,
+    items: Sequence[Item],
     answers: AnswerStore,
     expected: AnswerStore,
     measures: Measures,
     reference: Measures,
-    matches: list[tuple[bool, ...]],
 ) -> Beside:
-    """Walks both stores once; ``matches`` are the right decisions per item (matching only)."""
-    compared = same = 0
-    positions: Counter[int] = Counter()
+    """Both sides' answers to each item; the worst cases are kept."""
+    cases: list[Case] = []
+    for number, item in enumerate(items):
+        found, wanted = answers[number], expected[number]
+        if isinstance(item, MatchingItem):
+            logits = zip(found["logits"], wanted["logits"], strict=True)
+            cases += [
+                _decision(number, pair, *both, match=item.pairs[pair][1])
+                for pair, both in enumerate(logits)
+            ]
+            continue
+        position = first_difference(found["tokens"], wanted["tokens"], wanted["prompt"])
+        scores = (_score(measures, number), _score(reference, number))
+        cases.append(Case(number, 0, *scores, position is not None, position))
+    return Beside(
+        compared=len(cases),
+        same=sum(not case.differs for case in cases),
+        positions=sorted(case.divergence for case in cases if case.divergence is not None),
+        worst=tuple(heapq.nlargest(WORST, cases, key=lambda case: case.badness)),
+    )
 
-    def cases() -> Iterator[Case]:
-        nonlocal compared, same
-        for number in range(items):
-            for case in _cases(task, number, answers, expected, measures, reference, matches):
-                compared += 1
-                same += not case.differs
-                if case.divergence is not None:
-                    positions[case.divergence] += 1
-                yield case
 
-    worst = heapq.nlargest(WORST, cases(), key=lambda case: case.badness)
-    return Beside(compared, same, dict(positions), tuple(worst))
+def _decision(
+    number: int, pair: int, mine: list[float], theirs: list[float], *, match: bool
+) -> Case:
+    yes, other = probability(mine), probability(theirs)
+    scores = (yes, other) if match else (1.0 - yes, 1.0 - other)
+    return Case(number, pair, *scores, (yes > 0.5) != (other > 0.5), None)
 
 
-def _cases(
-    task: Task,
-    number: int,
-    answers: AnswerStore,
-    expected: AnswerStore,
-    measures: Measures,
-    reference: Measures,
-    matches: list[tuple[bool, ...]],
-) -> Iterator[Case]:
-    found, wanted = answers.get(number), expected.get(number)
-    if task == "itm":
-        rows = zip(found["logits"], wanted["logits"], matches[number], strict=True)
-        for pair, (mine, theirs, match) in enumerate(rows):
-            yes, other = probability(mine), probability(theirs)
-            scores = (yes, other) if match else (1.0 - yes, 1.0 - other)
-            yield Case(number, pair, *scores, (yes > 0.5) != (other > 0.5), None)
-        return
-    if not isinstance(measures, CaptionMeasures | QuestionMeasures) or not isinstance(
-        reference, CaptionMeasures | QuestionMeasures
-    ):
-        raise TypeError(task)
-    position = first_difference(found["tokens"], wanted["tokens"], wanted["prompt"])
-    scores = (measures.scores[number], reference.scores[number])
-    yield Case(number, 0, *scores, position is not None, position)
+def _score(measures: Measures, number: int) -> float:
+    if not isinstance(measures, CaptionMeasures | QuestionMeasures):
+        raise TypeError(type(measures).__name__)
+    return measures.scores[number]
 
 
 def probability(logits: list[float]) -> float:
@@ -139,7 +127,7 @@ def probability(logits: list[float]) -> float:
 
 def worst_records(
     worst: tuple[Case, ...],
-    data_set: DataSet,
+    items: Sequence[Item],
     answers: AnswerStore,
     expected: AnswerStore,
     folder: Path,
@@ -147,8 +135,7 @@ def worst_records(
     """The worst cases as they stand in the result; their thumbnails are written to ``folder``."""
     records = []
     for case in worst:
-        (item,) = data_set.items(case.number, case.number + 1)
-        found, wanted = answers.get(case.number), expected.get(case.number)
+        item, found, wanted = items[case.number], answers[case.number], expected[case.number]
         records.append(
             {
                 "item": item.name,

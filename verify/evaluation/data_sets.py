@@ -14,17 +14,19 @@ from configs.load import shown
 from configs.schema import DATA_SET_TASKS, DataSetConfig, EvaluateConfig, Task
 from pipeline.command import Selection
 from pipeline.manifest import file_sha256, key_of
-from verify.evaluation.index import INDEX_VERSION, IndexedItems, build_index
-from verify.evaluation.items import DataSet
-from verify.evaluation.readers import (
+from verify.evaluation.formats import (
     csv_tasks,
     find_csv,
+    items_of,
     read_coco_captions,
     read_csv,
     read_karpathy,
     read_vqa,
 )
-from verify.evaluation.scene_items import SceneItems
+from verify.evaluation.items import DataSet, scenes
+
+#: Part of every identity; raise it when the files' items change meaning.
+ITEMS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,13 @@ def parse_data_set(
 
 
 def open_data_sets(
-    selection: Selection, config: EvaluateConfig, folder: Path, *, tasks_named: bool
+    selection: Selection, config: EvaluateConfig, *, tasks_named: bool
 ) -> list[Asked]:
     """Opens every data set for every selected task that it has something for.
 
     Args:
         selection: tasks and pipeline.
         config: which data sets.
-        folder: where indexes are kept.
         tasks_named: the user named the tasks, so each of them must be served.
 
     Raises:
@@ -81,7 +82,7 @@ def open_data_sets(
     for number, wanted in enumerate(config.data_sets):
         where = f"evaluate.data_sets[{number}]"
         for task in _tasks(wanted, selection):
-            data_set = _open(wanted, task, config, folder)
+            data_set = _open(wanted, task, config)
             taken = {(asked.data_set.task, asked.data_set.name) for asked in found}
             if (task, data_set.name) in taken:
                 raise ConfigError(f"{where}.name: {data_set.name} is taken; give another name")
@@ -114,61 +115,48 @@ def _tasks(wanted: DataSetConfig, selection: Selection) -> list[Task]:
     return [task for task in selection.tasks if task in allowed]
 
 
-def _open(wanted: DataSetConfig, task: Task, config: EvaluateConfig, folder: Path) -> DataSet:
+def _open(wanted: DataSetConfig, task: Task, config: EvaluateConfig) -> DataSet:
     if wanted.kind == "scenes":
-        return SceneItems(task, config.seed, wanted.name or "scenes")
+        return scenes(task, config.seed, wanted.name or "scenes")
     path = _absolute(wanted.path)
     file = find_csv(path) if wanted.kind == "folder" else path
-    images = _absolute(wanted.images) if wanted.images else file.parent
-    prompt = config.prompt if task == "caption" else ""
+    folder = _absolute(wanted.images) if wanted.images else file.parent
+    split = wanted.split if wanted.kind == "karpathy" else ""
     files = [file]
     if wanted.kind == "coco_captions":
-        read = read_coco_captions(file, images)
+        images = read_coco_captions(file, folder)
     elif wanted.kind == "karpathy":
-        read = read_karpathy(file, images, wanted.split)
+        images = read_karpathy(file, folder, split)
     elif wanted.kind == "vqa_v2":
-        questions = _absolute(wanted.questions)
-        files.append(questions)
-        read = read_vqa(file, questions, images)
+        files.append(_absolute(wanted.questions))
+        images = read_vqa(file, files[1], folder)
     else:
-        read = read_csv(file, images, task)
+        images = read_csv(file, folder, task)
+    items = items_of(task, images, config.prompt, file)
     identity = key_of(
         {
-            "index": INDEX_VERSION,
+            "version": ITEMS_VERSION,
             "kind": wanted.kind,
             "task": task,
-            "files": [_digest(name) for name in files],
-            "images": str(images),
-            "split": wanted.split if wanted.kind == "karpathy" else "",
+            "files": [file_sha256(name) for name in files],
+            "images": str(folder),
+            "split": split,
         }
     )
-    # The prompt decides answers, not the index.
-    index = folder / f"{task}-{identity[:20]}.sqlite"
-    count = build_index(index, task, file, read)
     source = ", ".join(shown(name) for name in files)
-    return IndexedItems(
+    return DataSet(
         task=task,
         kind=wanted.kind,
         name=wanted.name or _name(wanted, file),
-        source=f"{source}: {wanted.split}" if wanted.kind == "karpathy" else source,
+        source=f"{source}: {split}" if split else source,
         identity=identity,
-        available=count,
-        index=index,
-        prompt=prompt,
+        available=len(items),
+        item=items.__getitem__,
     )
 
 
 def _absolute(path: str | None) -> Path:
     return REPOSITORY_ROOT / Path(path or "").expanduser()
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise InputError(
-            f"{shown(path)}: cannot be read ({error.strerror or error}); name an existing file"
-        ) from None
 
 
 def _name(wanted: DataSetConfig, file: Path) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,14 @@ from PIL.Image import Image
 import runtime.errors as runtime_errors
 from configs.errors import InputError
 from configs.schema import DataSetKind, Task
+from pipeline.manifest import key_of
+from pipeline.scenes import caption, make_scene, matching_pairs
+from pipeline.scenes.scene import SCENES_VERSION
 from runtime.preprocessing.images import load_image
-from verify.answers.cases import picture
+from verify.answers.cases import SEED_STRIDE, generation_cases, picture
+
+#: Version of the choice of scenes' questions and wrong texts below.
+_SCENE_ITEMS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,10 @@ class Picture:
             return ""
         try:
             status = self.path.stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{self.place}: {self.path}: {error.strerror or error}; "
-                "restore the image or remove the entry"
+                f"{self.place}: {self.path}: {reason}; restore the image or remove the entry"
             ) from None
         return f"{status.st_size}.{status.st_mtime_ns}"
 
@@ -91,8 +96,9 @@ class MatchingItem:
 Item = CaptionItem | QuestionItem | MatchingItem
 
 
-class DataSet(ABC):
-    """A data set of one task. Small to send to another process; items are made when asked for."""
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of one task."""
 
     task: Task
     kind: DataSetKind
@@ -104,11 +110,38 @@ class DataSet(ABC):
     identity: str
     #: how many items there are
     available: int
+    #: the item of a number, counted from 0
+    item: Callable[[int], Item]
 
-    @abstractmethod
-    def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Items number ``start`` up to ``stop``, in order.
+    def first(self, count: int) -> Iterator[Item]:
+        """The first items, in order."""
+        return map(self.item, range(count))
 
-        Raises:
-            InputError: the data set changed or became unreadable.
-        """
+
+def scenes(task: Task, seed: int = 0, name: str = "scenes") -> DataSet:
+    """Held-out scenes, drawn when needed; captions and questions are those ``verify`` compares."""
+    first = seed * SEED_STRIDE
+    identity = {"scenes": SCENES_VERSION, "items": _SCENE_ITEMS_VERSION, "task": task, "s": seed}
+    return DataSet(
+        task=task,
+        kind="scenes",
+        name=name,
+        source=f"held-out scenes from {first} on",
+        identity=key_of(identity),
+        # They never end; so many are more than anybody asks for.
+        available=1_000_000,
+        item=lambda number: _scene_item(task, first + number),
+    )
+
+
+def _scene_item(task: Task, index: int) -> Item:
+    name, shown = f"scene {index}", Picture(scene=index)
+    if task == "itm":
+        pairs = matching_pairs(make_scene(index))
+        wrong = pairs[1 + index % (len(pairs) - 1)]
+        both = ((pairs[0].text, True), (wrong.text, False))
+        return MatchingItem(name, shown, (pairs[0].text,), both)
+    (case,) = generation_cases(task, 1, 0, first=index)
+    if task == "caption":
+        return CaptionItem(name, shown, case.text, (caption(make_scene(index)),))
+    return QuestionItem(name, shown, case.text, (str(case.truth),))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,13 @@ from numpy.typing import NDArray
 from configs.schema import Task
 from verify.answers.metrics.answers import exact_answer, soft_accuracy
 from verify.answers.metrics.captions import Cider, bleu_counts, corpus_bleu, exact_match
-from verify.answers.metrics.retrieval import RECALL_AT, Reranked, ranks, recall
-from verify.answers.metrics.statistics import AreaUnderCurve, Statistic, mean
+from verify.answers.metrics.retrieval import RECALL_AT, Reranked, best_candidates, ranks, recall
+from verify.answers.metrics.statistics import AreaUnderCurve, Statistic, Sums, mean, share
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.answering import unpack
-from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, QuestionItem
+from verify.evaluation.items import CaptionItem, Item, MatchingItem, QuestionItem
+
+_ROWS_AT_ONCE = 256
 
 #: What each metric is called in tables, and the largest value it can have.
 TITLES: dict[str, tuple[str, float]] = {
@@ -55,25 +55,24 @@ class CaptionMeasures(Measures):
     def __init__(self, cider: Cider) -> None:
         """``cider`` has counted the references of the whole data set."""
         self._cider = cider
-        self._exact = array("d")
-        self._bleu = array("i")
-        self.scores = array("d")
+        self._exact: list[float] = []
+        self._bleu: list[Sequence[int]] = []
+        self.scores: list[float] = []
 
     def add(self, item: Item, answer: Answer) -> None:
         """See ``Measures.add``."""
         if not isinstance(item, CaptionItem):
             raise TypeError(item.name)
         self._exact.append(exact_match(answer["text"], item.references))
-        self._bleu.extend(bleu_counts(answer["text"], item.references))
+        self._bleu.append(bleu_counts(answer["text"], item.references))
         self.scores.append(self._cider.score(answer["text"], item.references))
 
     def statistics(self, items: int) -> dict[str, Statistic]:
         """See ``Measures.statistics``."""
-        bleu = np.array(self._bleu).reshape(-1, 10)[:items]
         return {
-            "exact_match": mean(np.array(self._exact)[:items]),
-            "bleu_4": corpus_bleu(bleu),  # type: ignore[arg-type]
-            "cider": mean(np.array(self.scores)[:items]),
+            "exact_match": mean(np.array(self._exact[:items])),
+            "bleu_4": corpus_bleu(self._bleu[:items]),
+            "cider": mean(np.array(self.scores[:items])),
         }
 
 
@@ -81,8 +80,8 @@ class QuestionMeasures(Measures):
     """The benchmark's soft accuracy, exact match."""
 
     def __init__(self) -> None:
-        self._exact = array("d")
-        self.scores = array("d")
+        self._exact: list[float] = []
+        self.scores: list[float] = []
 
     def add(self, item: Item, answer: Answer) -> None:
         """See ``Measures.add``."""
@@ -94,8 +93,8 @@ class QuestionMeasures(Measures):
     def statistics(self, items: int) -> dict[str, Statistic]:
         """See ``Measures.statistics``."""
         return {
-            "soft_accuracy": mean(np.array(self.scores)[:items]),
-            "exact_match": mean(np.array(self._exact)[:items]),
+            "soft_accuracy": mean(np.array(self.scores[:items])),
+            "exact_match": mean(np.array(self._exact[:items])),
         }
 
 
@@ -103,42 +102,36 @@ class MatchingMeasures(Measures):
     """Accuracy and AUC of the matching head, recall of the contrastive features both ways."""
 
     def __init__(self) -> None:
-        self._features = array("f")
-        self._text_features = array("f")
-        self._images = 0
-        #: per text its image, and a number that equal texts share
-        self._text_image = array("q")
-        self._text_number = array("q")
-        self._pair_image = array("q")
-        self._pair_match = array("b")
-        self._pair_logits = array("d")
-        #: judgements of the matching head per image number and text number
-        self.reranked: dict[int, dict[int, float]] | None = None
+        self._images: list[NDArray[Any]] = []
+        #: per text its image, itself and its features
+        self._texts: list[tuple[int, str, NDArray[Any]]] = []
+        #: per pair its image, its logits' difference and whether it matches
+        self._pairs: list[tuple[int, float, bool]] = []
+        #: judgements of the matching head per image and text
+        self.reranked: list[dict[str, float]] | None = None
 
     def add(self, item: Item, answer: Answer) -> None:
         """See ``Measures.add``."""
         if not isinstance(item, MatchingItem):
             raise TypeError(item.name)
-        self._features.extend(unpack(answer["image"]))
-        self._text_features.extend(unpack(answer["texts"]))
-        for text in item.texts:
-            self._text_image.append(self._images)
-            self._text_number.append(text_number(text))
-        for (_, match), (other, fits) in zip(item.pairs, answer["logits"], strict=True):
-            self._pair_image.append(self._images)
-            self._pair_match.append(match)
-            # Not the probability: near 1 it has no digits left to rank by.
-            self._pair_logits.append(fits - other)
-        self._images += 1
+        number = len(self._images)
+        self._images.append(unpack(answer["image"]))
+        if item.texts:
+            features = unpack(answer["texts"]).reshape(len(item.texts), -1)
+            self._texts += [(number, *pair) for pair in zip(item.texts, features, strict=True)]
+        # Not the probability: near 1 it has no digits left to rank by.
+        self._pairs += [
+            (number, fits - other, match)
+            for (_, match), (other, fits) in zip(item.pairs, answer["logits"], strict=True)
+        ]
 
     def statistics(self, items: int) -> dict[str, Statistic]:
         """See ``Measures.statistics``."""
         found: dict[str, Statistic] = {}
-        owner = np.array(self._pair_image, dtype=np.int64)
-        chosen = owner < items
-        owner = owner[chosen]
-        margin = np.array(self._pair_logits)[chosen]
-        match = np.array(self._pair_match, dtype=bool)[chosen]
+        pairs = [pair for pair in self._pairs if pair[0] < items]
+        owner = np.array([image for image, _, _ in pairs], dtype=np.int64)
+        margin = np.array([margin for _, margin, _ in pairs])
+        match = np.array([match for _, _, match in pairs], dtype=bool)
         if len(owner):
             # One unit is an image with all its pairs; none of the data sets has images without.
             found["accuracy"] = _pair_accuracy((margin > 0) == match, owner, items)
@@ -149,53 +142,61 @@ class MatchingMeasures(Measures):
                 found[f"{name}_recall_{at}"] = recall(positions, at)
         return found
 
-    def features(self, items: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Image features, features of distinct texts, their numbers, and each text's first image.
+    def candidates(self, items: int, count: int) -> list[tuple[str, ...]]:
+        """Texts to judge per image: its ``count`` best, and those that it is among the best for."""
+        images, of_texts, texts = self._features(items)
+        found: list[set[int]] = [set() for _ in images]
+        for image, best in _best(images, of_texts, count):
+            found[image].update(best)
+        for text, best in _best(of_texts, images, count):
+            for image in best:
+                found[image].add(text)
+        return [tuple(texts[index] for index in sorted(chosen)) for chosen in found]
 
-        Texts are in the order in which they first appear.
-        """
-        images = np.array(self._features, dtype=np.float32).reshape(self._images, -1)[:items]
-        owner = np.array(self._text_image, dtype=np.int64)
-        numbers = np.array(self._text_number, dtype=np.int64)
-        texts = np.array(self._text_features, dtype=np.float32).reshape(len(numbers), -1)
-        kept = owner < items
-        distinct, first = np.unique(numbers[kept], return_index=True)
-        order = np.argsort(first)
-        return images, texts[kept][first[order]], distinct[order], owner[kept][first[order]]
+    def _features(self, items: int) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+        """Image features, features of distinct texts, and these texts as they first appear."""
+        distinct: dict[str, NDArray[Any]] = {}
+        for image, text, features in self._texts:
+            if image < items:
+                distinct.setdefault(text, features)
+        return np.array(self._images[:items]), np.array(list(distinct.values())), list(distinct)
 
     def _positions(self, items: int) -> dict[str, NDArray[np.int64]]:
-        images, texts, numbers, _ = self.features(items)
+        images, of_texts, texts = self._features(items)
         if len(images) < 2 or len(texts) < 2:
             return {}
-        place = {int(number): index for index, number in enumerate(numbers)}
-        of_image: list[list[int]] = [[] for _ in range(items)]
-        of_text: list[list[int]] = [[] for _ in numbers]
-        for image, number in zip(self._text_image, self._text_number, strict=True):
+        place = {text: index for index, text in enumerate(texts)}
+        of_image: list[list[int]] = [[] for _ in images]
+        of_text: list[list[int]] = [[] for _ in texts]
+        for image, text, _ in self._texts:
             if image < items:
-                of_image[image].append(place[number])
-                of_text[place[number]].append(image)
+                of_image[image].append(place[text])
+                of_text[place[text]].append(image)
         asked = [image for image in range(items) if of_image[image]]
         for_images: list[Reranked] | None = None
-        for_texts: list[Reranked] | None = None
+        for_texts: list[dict[int, float]] | None = None
         if self.reranked is not None:
-            judged = self.reranked
-            for_images = [
-                {place[n]: s for n, s in judged.get(image, {}).items()} for image in asked
-            ]
-            by_text: list[dict[int, float]] = [{} for _ in numbers]
-            for image, scores in judged.items():
+            judged = [{place[t]: s for t, s in scores.items()} for scores in self.reranked]
+            for_images = [judged[image] for image in asked]
+            for_texts = [{} for _ in texts]
+            for image, scores in enumerate(judged):
                 for number, score in scores.items():
-                    by_text[place[number]][image] = score
-            for_texts = list(by_text)
+                    for_texts[number][image] = score
         return {
-            "text": ranks(images[asked], texts, [of_image[i] for i in asked], for_images),
-            "image": ranks(texts, images, of_text, for_texts),
+            "text": ranks(images[asked], of_texts, [of_image[i] for i in asked], for_images),
+            "image": ranks(of_texts, images, of_text, for_texts),
         }
 
 
-def _pair_accuracy(right: NDArray[Any], owner: NDArray[Any], items: int) -> Statistic:
-    from verify.answers.metrics.statistics import Sums, share
+def _best(
+    queries: NDArray[Any], gallery: NDArray[Any], count: int
+) -> Iterator[tuple[int, list[int]]]:
+    for start in range(0, len(queries), _ROWS_AT_ONCE):
+        for row, scores in enumerate(queries[start : start + _ROWS_AT_ONCE] @ gallery.T):
+            yield start + row, best_candidates(scores, count)
 
+
+def _pair_accuracy(right: NDArray[Any], owner: NDArray[Any], items: int) -> Statistic:
     counts = np.stack(
         [
             np.bincount(owner, weights=right, minlength=items),
@@ -206,11 +207,6 @@ def _pair_accuracy(right: NDArray[Any], owner: NDArray[Any], items: int) -> Stat
     return Sums(counts, share)
 
 
-def text_number(text: str) -> int:
-    """A number that equal texts share, in place of the text: 62 bits of its digest."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
-
-
 def new_measures(task: Task, cider: Cider) -> Measures:
     """Empty measures; ``cider`` knows the references of the whole data set (captions)."""
     if task == "vqa":
@@ -218,12 +214,10 @@ def new_measures(task: Task, cider: Cider) -> Measures:
     return MatchingMeasures() if task == "itm" else CaptionMeasures(cider)
 
 
-def counted(data_set: DataSet, items: int) -> Cider:
+def counted(items: Iterable[Item]) -> Cider:
     """Document frequencies of a data set's captions; of none for other tasks."""
     cider = Cider()
-    if data_set.task != "caption":
-        return cider
-    for item in data_set.items(0, items):
+    for item in items:
         if isinstance(item, CaptionItem):
             cider.count(item.references)
     return cider

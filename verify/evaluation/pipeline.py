@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,21 @@ from filelock import FileLock
 
 from configs.errors import ConfigError, ParityError
 from configs.layout import Layout
-from configs.schema import EvaluateConfig, QualityGate
+from configs.schema import EvaluateConfig
 from pipeline.command import Selection
 from pipeline.console import messages, steps
 from pipeline.manifest import key_of
-from verify.answers.metrics.bootstrap import compare
-from verify.answers.metrics.captions import Cider
-from verify.answers.metrics.gates import Judgement, gate_of, judged
+from verify.answers.metrics.bootstrap import Comparison, compare
+from verify.answers.metrics.gates import Judgement, judged
+from verify.answers.metrics.statistics import Statistic
+from verify.answers.quality import named_gate
 from verify.artifacts import TaskArtifacts, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.comparing import compare_answers, worst_records
 from verify.evaluation.data_sets import Asked, open_data_sets
-from verify.evaluation.items import DataSet, MatchingItem
-from verify.evaluation.measures import Measures, counted, new_measures
-from verify.evaluation.reranking import rerank
+from verify.evaluation.items import DataSet
+from verify.evaluation.measures import MatchingMeasures, Measures, counted, new_measures
 from verify.evaluation.results import (
     CONFIDENCE,
     FOLDER,
@@ -40,7 +39,7 @@ from verify.evaluation.results import (
     write_result,
 )
 from verify.evaluation.subjects import Subject, subjects
-from verify.evaluation.workers import Workers, jobs_of
+from verify.evaluation.workers import Job, Workers, jobs_of
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,12 @@ def evaluate(selection: Selection, options: Options) -> Iterator[Evaluation]:
         ToolError: a backend failed, or results cannot be written.
     """
     layout = Layout(selection.pipeline)
-    folder = layout.root / FOLDER
     tasks = {artifacts.task: artifacts for artifacts in find_artifacts(selection)}
     for task, artifacts in tasks.items():
         check_checkpoint(selection.pipeline.tasks[task], artifacts.manifest)
     with ExitStack() as stack:
         stack.enter_context(FileLock(layout.root / ".evaluate.lock"))
-        found = open_data_sets(
-            selection, options.config, folder / "index", tasks_named=options.tasks_named
-        )
+        found = open_data_sets(selection, options.config, tasks_named=options.tasks_named)
         workers = stack.enter_context(Workers(options.workers))
         for asked in found:
             run = _Run(selection, options, workers, layout, tasks[asked.data_set.task], asked)
@@ -124,10 +120,6 @@ class _Run:
     def _data_set(self) -> DataSet:
         return self._asked.data_set
 
-    @cached_property
-    def _cider(self) -> Cider:
-        return counted(self._data_set, self._asked.items)
-
     def evaluate(self) -> Evaluation:
         chosen, left_out = subjects(
             self._selection, self._config, self._artifacts, full=self._options.full
@@ -136,31 +128,23 @@ class _Run:
             messages.print(f"[yellow]not simulated[/] {name} (add --full)")
         if not chosen:
             raise ConfigError(f"{self._options.file}: no target to evaluate; name one, or --full")
-        counts = [self._items(subject) for subject in chosen]
+        counts = [self._count(subject) for subject in chosen]
         checkpoint = Subject(self._selection.pipeline, self._artifacts)
-        with ExitStack() as stack:
-            expected, _ = self._answered(stack, checkpoint, max(counts))
-            reference = self._measured(checkpoint, expected, max(counts))
-            records: list[dict[str, Any]] = []
-            for subject, items in zip(chosen, counts, strict=True):
-                with ExitStack() as inner:
-                    answers, seconds = self._answered(inner, subject, items)
-                    measures = self._measured(subject, answers, items)
-                    records.append(
-                        self._record(
-                            subject, items, answers, expected, measures, reference, seconds
-                        )
-                    )
-            figures = {
-                name: compare(
-                    statistic,
-                    statistic,
-                    replicates=self._config.bootstrap,
-                    confidence=CONFIDENCE,
-                    seed=self._config.seed,
-                ).target
-                for name, statistic in reference.statistics(max(counts)).items()
-            }
+        self._items = list(self._data_set.first(max(counts)))
+        # Also finds missing images before any work is done.
+        self._stamps = [item.picture.stamp() for item in self._items]
+        # Of all that was asked for, also where only a simulator answers to a few.
+        self._cider = counted(self._data_set.first(self._asked.items))
+        expected, _ = self._answered(checkpoint, max(counts))
+        reference = self._measured(checkpoint, expected, max(counts))
+        records = [
+            self._record(subject, items, expected, reference)
+            for subject, items in zip(chosen, counts, strict=True)
+        ]
+        of_checkpoint = reference.statistics(max(counts))
+        figures = {
+            name: found.target for name, found in self._compared(of_checkpoint, of_checkpoint)
+        }
         path = result_path(self._layout, self._asked)
         record = result_record(
             self._asked, self._config, checkpoint, max(counts), figures, records, self._layout
@@ -175,107 +159,91 @@ class _Run:
         ]
         return Evaluation(path, record, tuple(problems))
 
-    def _items(self, subject: Subject) -> int:
+    def _count(self, subject: Subject) -> int:
         if subject.simulated:
             return min(self._asked.items, self._config.simulated_items)
         return self._asked.items
 
-    def _answered(
-        self, stack: ExitStack, subject: Subject, items: int
-    ) -> tuple[AnswerStore, float]:
-        """A store with an answer to each of the first items, and the seconds it took."""
+    def _answered(self, subject: Subject, count: int) -> tuple[AnswerStore, float]:
+        """An answer to each of the first items, and the seconds it took."""
         started = time.perf_counter()
-        store = stack.enter_context(AnswerStore(self._store_path(subject), items))
-        if self._data_set.kind != "scenes":
-            # Also finds missing images before any work is done.
-            store.forget_changed(
-                (number, item.picture.stamp())
-                for number, item in enumerate(self._data_set.items(0, items))
-            )
-        missing = store.missing()
-        todo = sum(len(numbers) for numbers in missing)
-        name = f"{self._artifacts.task} {self._data_set.name}: {subject.name}"
-        if todo:
-            with steps("evaluate", items, remaining=True) as progress:
-                progress.start(name)
-                progress.advance(items - todo)
-                for answered, _ in self._workers.run(jobs_of(subject, self._data_set, missing)):
-                    store.add(answered)
-                    progress.advance(len(answered))
+        store = AnswerStore(self._store_path(subject), self._stamps[:count])
+        jobs = jobs_of(subject, [(number, self._items[number]) for number in store.missing])
+        self._run(jobs, store, count, subject.name)
         return store, time.perf_counter() - started
 
-    def _measured(self, subject: Subject, answers: AnswerStore, items: int) -> Measures:
+    def _run(self, jobs: list[Job], store: AnswerStore, count: int, what: str) -> None:
+        if not jobs:
+            return
+        with steps("evaluate", count, remaining=True) as progress:
+            progress.start(f"{self._artifacts.task} {self._data_set.name}: {what}")
+            progress.advance(count - sum(len(job.items) for job in jobs))
+            for answered in self._workers.run(jobs):
+                store.add(answered)
+                progress.advance(len(answered))
+
+    def _measured(self, subject: Subject, answers: AnswerStore, count: int) -> Measures:
         measures = new_measures(self._artifacts.task, self._cider)
-        for number, item in enumerate(self._data_set.items(0, items)):
-            measures.add(item, answers.get(number))
-        if self._config.rerank:
-            path = self._store_path(subject, f"rerank{self._config.rerank}-{items}")
-            rerank(
-                measures,
-                subject,
-                self._data_set,
-                items,
-                self._config.rerank,
-                self._workers,
-                path,
-            )
+        for number, item in enumerate(self._items[:count]):
+            measures.add(item, answers[number])
+        if self._config.rerank and isinstance(measures, MatchingMeasures):
+            self._rerank(measures, subject, count)
         return measures
 
-    def _record(
-        self,
-        subject: Subject,
-        items: int,
-        answers: AnswerStore,
-        expected: AnswerStore,
-        measures: Measures,
-        reference: Measures,
-        seconds: float,
-    ) -> dict[str, Any]:
-        mine, theirs = measures.statistics(items), reference.statistics(items)
-        comparisons = {
-            name: compare(
-                mine[name],
-                theirs[name],
-                replicates=self._config.bootstrap,
-                confidence=CONFIDENCE,
-                seed=self._config.seed,
+    def _rerank(self, measures: MatchingMeasures, subject: Subject, count: int) -> None:
+        """Lets the matching head judge the best candidates of every image and every text."""
+        path = self._store_path(subject, f"rerank{self._config.rerank}-{count}")
+        store = AnswerStore(path, self._stamps[:count])
+        texts = measures.candidates(count, self._config.rerank)
+        todo = [number for number in store.missing if texts[number]]
+        items = [(number, self._items[number]) for number in todo]
+        jobs = jobs_of(subject, items, [texts[number] for number in todo])
+        self._run(jobs, store, count, f"{subject.name}, matching head")
+        measures.reranked = [
+            dict(zip(own, store[number]["scores"], strict=True)) if own else {}
+            for number, own in enumerate(texts)
+        ]
+
+    def _compared(
+        self, mine: Mapping[str, Statistic], theirs: Mapping[str, Statistic]
+    ) -> Iterator[tuple[str, Comparison]]:
+        for name, statistic in theirs.items():
+            yield (
+                name,
+                compare(
+                    mine[name],
+                    statistic,
+                    replicates=self._config.bootstrap,
+                    confidence=CONFIDENCE,
+                    seed=self._config.seed,
+                ),
             )
-            for name in theirs
-        }
-        matches = []
-        if self._artifacts.task == "itm":
-            matches = [
-                tuple(match for _, match in item.pairs)
-                for item in self._data_set.items(0, items)
-                if isinstance(item, MatchingItem)
-            ]
-        beside = compare_answers(
-            self._artifacts.task, items, answers, expected, measures, reference, matches
-        )
-        worst = worst_records(beside.worst, self._data_set, answers, expected, self._folder)
-        drops = {name: found.drop.value for name, found in comparisons.items()}
-        gates = self._judged(subject, beside.rate, drops)
-        return subject_record(subject, items, comparisons, beside, gates, worst, seconds)
+
+    def _record(
+        self, subject: Subject, count: int, expected: AnswerStore, reference: Measures
+    ) -> dict[str, Any]:
+        answers, seconds = self._answered(subject, count)
+        measures = self._measured(subject, answers, count)
+        found = dict(self._compared(measures.statistics(count), reference.statistics(count)))
+        items = self._items[:count]
+        beside = compare_answers(items, answers, expected, measures, reference)
+        worst = worst_records(beside.worst, items, answers, expected, self._folder)
+        gates = self._judged(subject, beside.rate, {n: c.drop.value for n, c in found.items()})
+        return subject_record(subject, count, found, beside, gates, worst, seconds)
 
     def _judged(
         self, subject: Subject, agreement: float, drops: dict[str, float]
     ) -> list[Judgement]:
         if subject.artifacts is None:
             return []
-        gates: dict[str, QualityGate] = self._selection.pipeline.verify.gates.get(
-            self._artifacts.task, {}
+        named = named_gate(
+            self._selection.pipeline,
+            self._artifacts.task,
+            subject.artifacts,
+            subject.mode,
+            self._options.file,
         )
-        named = gate_of(
-            gates,
-            target=subject.artifacts.name,
-            precision=subject.artifacts.precision,
-            mode=subject.mode,
-        )
-        if named is None:
-            return []
-        name, gate = named
-        source = f"{self._options.file}: verify.gates.{self._artifacts.task}.{name}"
-        return judged(gate, source, agreement, drops)
+        return judged(named.gate, named.source, agreement, drops) if named else []
 
     def _store_path(self, subject: Subject, what: str = "") -> Path:
         data_set = self._data_set

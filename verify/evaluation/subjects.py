@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.layout import REPOSITORY_ROOT
 from configs.schema import EvaluateConfig, PipelineConfig
 from pipeline.build import source_digest, tool_versions
 from pipeline.command import Selection
@@ -18,8 +17,6 @@ from verify.opened import simulator_version
 from verify.plan import processor, simulated_by_default
 
 CHECKPOINT = "checkpoint"
-#: Modules of ``verify.evaluation`` that decide what an answer is.
-_ANSWERING = ("answering.py", "subjects.py", "answers.py")
 
 
 @dataclass(frozen=True)
@@ -62,17 +59,12 @@ class Subject:
         """Digest of everything that decides its answers, besides the items."""
         manifest = self.task.manifest
         decides: dict[str, Any] = {
-            "modules": [
-                file_sha256(Path(__file__).with_name(name))
-                for name in _ANSWERING
-                if Path(__file__).with_name(name).is_file()
-            ],
+            "answering": file_sha256(Path(__file__).with_name("answering.py")),
             "new_tokens": self.new_tokens,
             "task_manifest": manifest.model_dump(mode="json"),
         }
         if self.artifacts is None:
-            reference = REPOSITORY_ROOT / "verify" / "checkpoint" / "reference_model.py"
-            decides["reference"] = file_sha256(reference)
+            decides["sources"] = source_digest("verify/checkpoint")
             decides["tools"] = tool_versions("transformers", "torch", "pillow", "tokenizers")
             return key_of(decides)
         decides |= {

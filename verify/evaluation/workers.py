@@ -5,47 +5,51 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
 from multiprocessing import get_context, parent_process
-from types import TracebackType
 
 from configs.errors import ToolError
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.answering import Answerer, open_answerer
-from verify.evaluation.items import DataSet
+from verify.evaluation.items import Item
 from verify.evaluation.subjects import Subject
 
 #: Items per job: a target batches sixteen images; the checkpoint batches texts of equal length.
 _TARGET_ITEMS, _CHECKPOINT_ITEMS, _SIMULATED_ITEMS = 48, 96, 2
+#: Images whose candidates one job judges.
+_JUDGED_ITEMS = 8
 
-Answered = list[tuple[int, str, Answer]]
+Answered = list[tuple[int, Answer]]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Items ``start`` up to ``stop`` of a data set, for one subject."""
+    """Numbered items for one subject."""
 
     subject: Subject
-    data_set: DataSet
-    start: int
-    stop: int
-    #: the matching head's work instead: texts to judge per item number
-    judged: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    items: Sequence[tuple[int, Item]]
+    #: the matching head's work instead: texts to judge with each item's image
+    judged: Sequence[Sequence[str]] = ()
 
 
-def job_items(subject: Subject) -> int:
-    """How many items a job of this subject has."""
-    if subject.simulated:
-        return _SIMULATED_ITEMS
-    return _TARGET_ITEMS if subject.artifacts is not None else _CHECKPOINT_ITEMS
+def jobs_of(
+    subject: Subject,
+    items: Sequence[tuple[int, Item]],
+    judged: Sequence[Sequence[str]] = (),
+) -> list[Job]:
+    """Cuts numbered items, and the texts to judge for each if any, into jobs."""
+    size = _TARGET_ITEMS if subject.artifacts is not None else _CHECKPOINT_ITEMS
+    if judged or subject.simulated:
+        size = _JUDGED_ITEMS if judged else _SIMULATED_ITEMS
+    starts = range(0, len(items), size)
+    return [Job(subject, items[i : i + size], judged[i : i + size]) for i in starts]
 
 
-class Workers:
+class Workers(AbstractContextManager["Workers"]):
     """A pool of processes; one worker is this process, and it alone drives simulators."""
 
     def __init__(self, count: int) -> None:
@@ -53,71 +57,40 @@ class Workers:
         self._threads = max(1, len(os.sched_getaffinity(0)) // count)
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         _close()
         if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
+            self._pool.shutdown(wait=failure[0] is None, cancel_futures=True)
 
-    def run(self, jobs: Iterator[Job]) -> Iterator[tuple[Answered, float]]:
-        """Yields each finished job's answers and its seconds, in any order.
+    def run(self, jobs: Sequence[Job]) -> Iterator[Answered]:
+        """Yields each finished job's answers, in any order.
 
         Raises:
             InputError: an item cannot be used.
             ToolError: a backend failed, or a worker process died.
         """
-        first = next(jobs, None)
-        if first is None:
+        if not jobs:
             return
-        if self.count == 1 or first.subject.simulated:
-            for job in chain([first], jobs):
+        if self.count == 1 or jobs[0].subject.simulated:
+            for job in jobs:
                 yield _do(job, None)
-            # Simulators are processes that keep a core busy.
-            _close()
+            if jobs[0].subject.simulated:
+                # Simulators are processes that keep a core busy.
+                _close()
             return
-        yield from self._parallel(first, jobs)
-
-    def _parallel(self, first: Job, todo: Iterator[Job]) -> Iterator[tuple[Answered, float]]:
-        pool = self._started()
-        running: set[Future[tuple[Answered, float]]] = set()
         try:
-            running.add(pool.submit(_do, first, self._threads))
-            # Two jobs per worker are under way; answers never pile up.
-            for job in todo:
-                running.add(pool.submit(_do, job, self._threads))
-                if len(running) >= 2 * self.count:
-                    yield from self._finished(running)
-            while running:
-                yield from self._finished(running)
+            if self._pool is None:
+                # Not forked: backends and torch have threads.
+                self._pool = ProcessPoolExecutor(
+                    self.count, mp_context=get_context("spawn"), initializer=_start_worker
+                )
+            for done in as_completed([self._pool.submit(_do, job, self._threads) for job in jobs]):
+                yield done.result()
         except BrokenProcessPool:
             raise ToolError(
                 "a worker process died, perhaps for want of memory; run again to go on from "
                 "here, with fewer --workers"
             ) from None
-
-    @staticmethod
-    def _finished(
-        running: set[Future[tuple[Answered, float]]],
-    ) -> Iterator[tuple[Answered, float]]:
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        running -= done
-        for future in done:
-            yield future.result()
-
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Not forked: backends and torch have threads.
-            self._pool = ProcessPoolExecutor(
-                self.count, mp_context=get_context("spawn"), initializer=_start_worker
-            )
-        return self._pool
 
 
 def _start_worker() -> None:
@@ -151,26 +124,12 @@ def _close() -> None:
         _OPEN.popitem()[1].close()
 
 
-def _do(job: Job, threads: int | None) -> tuple[Answered, float]:
-    started = time.perf_counter()
+def _do(job: Job, threads: int | None) -> Answered:
     answerer = _answerer(job.subject, threads)
-    answered: Answered = []
-    if job.judged:
-        for number, texts in job.judged:
-            (item,) = job.data_set.items(number, number + 1)
-            scores = answerer.judge(item.picture.load(), texts)
-            answered.append((number, item.picture.stamp(), {"scores": scores}))
-    else:
-        items = list(job.data_set.items(job.start, job.stop))
-        stamps = [item.picture.stamp() for item in items]
-        answers = answerer.answers(items)
-        answered = list(zip(range(job.start, job.stop), stamps, answers, strict=True))
-    return answered, time.perf_counter() - started
-
-
-def jobs_of(subject: Subject, data_set: DataSet, missing: Sequence[range]) -> Iterator[Job]:
-    """Jobs over the items that have no answer yet."""
-    size = job_items(subject)
-    for numbers in missing:
-        for start in range(numbers.start, numbers.stop, size):
-            yield Job(subject, data_set, start, min(numbers.stop, start + size))
+    numbers, items = zip(*job.items, strict=True)
+    if not job.judged:
+        return list(zip(numbers, answerer.answers(items), strict=True))
+    return [
+        (number, {"scores": answerer.judge(item.picture.load(), texts)})
+        for number, item, texts in zip(numbers, items, job.judged, strict=True)
+    ]

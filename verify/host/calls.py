@@ -23,9 +23,8 @@ from runtime.tasks.matching import Matcher
 from runtime.tasks.registry import TASKS
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
-from verify.checkpoint.trace import MASKED, Checkpoint
+from verify.checkpoint.checkpoint import MASKED, Checkpoint
 from verify.host.finding import Finding
-from verify.host.settings import encoder_token
 from verify.layers.graph import Array
 from verify.parity.inputs import Graphs, Recorder
 from verify.parity.padding import padded_nets
@@ -61,11 +60,11 @@ def compare_host(
         for case in cases:
             run = _run(graphs, manifests, case, new_tokens)
             for finding in _judge(run, checkpoint, new_tokens):
-                found.append(Finding(finding.stage, finding.where, form + finding.what))
+                found.append(Finding(finding.part, finding.where, form + finding.what))
             if found:
                 return _distinct(found)
         for finding in _full_caches(graphs, manifests, cases[0], checkpoint):
-            found.append(Finding(finding.stage, finding.where, form + finding.what))
+            found.append(Finding(finding.part, finding.where, form + finding.what))
         if found:
             return _distinct(found)
     return found
@@ -92,13 +91,13 @@ def _full_caches(
         return
     run = _run(graphs, manifests, case, most, min_new_tokens=most)
     mask = run.one("text_encoder")[1]["attention_mask"] if case.task == "vqa" else None
-    yield from _decoding(run, prompt, mask, banned=int(checkpoint.text_config.sep_token_id))
+    yield from _decoding(run, prompt, mask, banned=checkpoint.end_token)
 
 
 def _distinct(found: Sequence[Finding]) -> list[Finding]:
     first: dict[tuple[str, str], Finding] = {}
     for finding in found:
-        first.setdefault((finding.stage, finding.where), finding)
+        first.setdefault((finding.part, finding.where), finding)
     return list(first.values())
 
 
@@ -156,7 +155,7 @@ def _prompt(case: Case, checkpoint: Checkpoint) -> list[int]:
     start = int(checkpoint.text_config.bos_token_id)
     if case.task == "vqa" or not case.text:
         return [start]
-    return [start, *(int(i) for i in checkpoint.tokenizer(case.text)["input_ids"][1:-1])]
+    return [start, *checkpoint.token_ids(case.text)[1:-1]]
 
 
 def _image(run: _Run, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -169,9 +168,7 @@ def _image(run: _Run, checkpoint: Checkpoint) -> Iterator[Finding]:
 def _text(
     run: _Run, checkpoint: Checkpoint, image: Array, component: Component
 ) -> Iterator[Finding]:
-    expected = [int(token) for token in checkpoint.tokenizer(run.case.text)["input_ids"]]
-    if checkpoint.start_with_encoder_token and component == "text_encoder":
-        expected[0] = encoder_token(checkpoint) or expected[0]
+    expected = checkpoint.token_ids(run.case.text, encoded=component == "text_encoder")
     feeds = run.one(component)[1]
     ids, mask = feeds["input_ids"][0], feeds["attention_mask"][0]
     count = len(expected)
@@ -315,7 +312,7 @@ def _cross(
 def _ending(
     run: _Run, checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int
 ) -> Iterator[Finding]:
-    end = int(checkpoint.text_config.sep_token_id)
+    end = checkpoint.end_token
     expected = list(prompt)
     for _, _, outputs in run.calls["text_decoder"]:
         expected.append(int(outputs["logits"][0].argmax()))

@@ -1,4 +1,4 @@
-"""All stages around one task's graphs in one check."""
+"""Everything around one task's graphs in one check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from configs.schema import Component, TaskConfig
 from pipeline.manifest import TaskManifest
 from runtime.files.manifests import ComponentManifest
 from verify.answers.cases import Case
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.batches import compare_batches
 from verify.host.calls import compare_host
 from verify.host.finding import Finding
@@ -25,7 +25,7 @@ from verify.results import Check, Subject
 HOST_CASES = 3
 
 
-def stage_findings(
+def host_findings(
     manifest: TaskManifest,
     config: TaskConfig,
     checkpoint: Checkpoint,
@@ -35,31 +35,28 @@ def stage_findings(
     new_tokens: int,
     seed: int,
 ) -> list[Finding]:
-    """Everything wrong around the graphs, the stage that comes first first."""
+    """Everything wrong around the graphs, in the order of data flow."""
     folder: Path = graphs.manifest.folder
     steps: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("settings", lambda: compare_settings(manifest, config, checkpoint, folder)),
         ("preprocessing", lambda: compare_preprocessing(graphs.preprocessor, checkpoint, seed)),
-        (
-            "tokenization",
-            lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed, config.question_start),
-        ),
+        ("tokenization", lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed)),
         ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
         ("generation", lambda: compare_batches(graphs, nets, cases, new_tokens)),
         ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),
     ]
     found: list[Finding] = []
-    for stage, step in steps:
+    for part, step in steps:
         try:
             found += step()
         except BlipEdgeError as error:
-            # Wrong settings make a stage fail: that is a finding, and the next stage is still told.
-            found.append(Finding(stage, "failed", str(error)))
+            # Wrong settings make a step fail: that is a finding, and the next one is still taken.
+            found.append(Finding(part, "failed", str(error)))
     return found
 
 
-def stage_check(subject: Subject, found: Sequence[Finding], cases: int) -> Check:
-    """The verdict over the stages."""
+def host_check(subject: Subject, found: Sequence[Finding], cases: int) -> Check:
+    """The verdict over all of them."""
     metrics = {"findings": [finding.__dict__ for finding in found]}
     tolerance = {"source": "the checkpoint's own files and HuggingFace's code: nothing may differ"}
     return Check(subject, cases, metrics, tolerance, tuple(str(finding) for finding in found))

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from runtime.preprocessing.images import ImageSource
 from runtime.preprocessing.pixel_values import ImagePreprocessor
 from verify.answers.cases import SEED_STRIDE, picture
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
 from verify.layers.graph import Array
 

@@ -19,9 +19,8 @@ from runtime.tasks.captioning import Captioner
 from runtime.tasks.registry import TASKS
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
-from verify.host.settings import encoder_token
 from verify.parity.inputs import Graphs, Recorder
 from verify.parity.padding import padded_nets
 
@@ -100,10 +99,7 @@ def compare_search(
 
 
 def _right(checkpoint: Checkpoint, case: Case, arguments: Mapping[str, Any]) -> Sequences:
-    ids = [int(token) for token in checkpoint.tokenizer(case.text)["input_ids"]]
-    if checkpoint.start_with_encoder_token and case.task == "vqa":
-        ids[0] = encoder_token(checkpoint) or ids[0]
-    return checkpoint.generated(case.image(), ids, **arguments)
+    return checkpoint.generate([case.image()], [case.text], **arguments)[0]
 
 
 def _sequences(

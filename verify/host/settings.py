@@ -11,7 +11,7 @@ import numpy as np
 
 from configs.schema import TASK_COMPONENTS, TaskConfig
 from pipeline.manifest import TaskManifest
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -33,9 +33,9 @@ def compare_settings(
     return found
 
 
-def _differs(stage: str, where: str, found: Any, expected: Any) -> Iterator[Finding]:
+def _differs(part: str, where: str, found: Any, expected: Any) -> Iterator[Finding]:
     if found != expected:
-        yield Finding(stage, where, f"{found!r} instead of {expected!r}")
+        yield Finding(part, where, f"{found!r} instead of {expected!r}")
 
 
 def _text(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -49,20 +49,11 @@ def _text(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) ->
         "maximum_positions": (text.maximum_positions, truth.max_position_embeddings),
         "question_start": (text.question_start, config.question_start),
         "lower_case": (text.lower_case, bool(getattr(tokenizer, "do_lower_case", True))),
-        "enc_token_id": (text.enc_token_id, encoder_token(checkpoint)),
+        "enc_token_id": (text.enc_token_id, checkpoint.encoder_token),
     }
     for name, (found, expected) in pairs.items():
-        stage = "generation" if name in ("end_token_id", "start_token_id") else "tokenization"
-        yield from _differs(stage, f"manifest.json text.{name}", found, expected)
-
-
-def encoder_token(checkpoint: Checkpoint) -> int | None:
-    """Id of [ENC]: as the tokenizer names it, else the last of the vocabulary after [DEC]."""
-    named = checkpoint.tokenizer.get_vocab().get("[ENC]")
-    if named is not None:
-        return int(named)
-    follower = int(checkpoint.text_config.bos_token_id) + 1
-    return follower if follower == checkpoint.text_config.vocab_size - 1 else None
+        part = "generation" if name in ("end_token_id", "start_token_id") else "tokenization"
+        yield from _differs(part, f"manifest.json text.{name}", found, expected)
 
 
 def _image(manifest: TaskManifest, checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pipeline.scenes import CAPTION_PROMPT, caption, make_scene, matching_pairs, questions
 from runtime.preprocessing.tokenization import TextTokenizer
 from verify.answers.cases import SEED_STRIDE
-from verify.checkpoint.trace import Checkpoint
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
-from verify.host.settings import encoder_token
 
 #: What scenes never say: case, accents, punctuation, digits, other scripts, words unknown.
 _ODD_TEXTS = (
@@ -27,12 +26,12 @@ _ODD_TEXTS = (
 
 
 def compare_tokenization(
-    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int, question_start: str
+    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int
 ) -> list[Finding]:
     """Ids of texts, prompts and questions, and the texts of ids; the first difference of each."""
     found: list[Finding] = []
     for check in (_encoding, _prompts, _questions, _decoding):
-        first = next(check(tokenizer, checkpoint, seed, question_start), None)
+        first = next(check(tokenizer, checkpoint, seed), None)
         if first is not None:
             found.append(first)
     return found
@@ -46,15 +45,9 @@ def _texts(seed: int) -> Iterator[str]:
     yield from _ODD_TEXTS
 
 
-def _ids(checkpoint: Checkpoint, text: str) -> list[int]:
-    return [int(token) for token in checkpoint.tokenizer(text)["input_ids"]]
-
-
-def _encoding(
-    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int, _: str
-) -> Iterator[Finding]:
+def _encoding(tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int) -> Iterator[Finding]:
     for text in _texts(seed):
-        expected, found = _ids(checkpoint, text), tokenizer.encode(text)
+        expected, found = checkpoint.token_ids(text), tokenizer.encode(text)
         if found != expected:
             same_lower = tokenizer.encode(text.lower()) == expected
             where = "lower-casing" if same_lower else _place(found, expected)
@@ -69,36 +62,28 @@ def _place(found: list[int], expected: list[int]) -> str:
     return "token ids"
 
 
-def _prompts(
-    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int, _: str
-) -> Iterator[Finding]:
+def _prompts(tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int) -> Iterator[Finding]:
     start = int(checkpoint.text_config.bos_token_id)
     for text in ("", None, *_texts(seed)):
-        expected = [start, *_ids(checkpoint, text)[1:-1]] if text else [start]
+        expected = [start, *checkpoint.token_ids(text)[1:-1]] if text else [start]
         found = tokenizer.prompt(text)
         if found != expected:
             yield Finding("tokenization", "prompt", f"{text!r}: {found} instead of {expected}")
 
 
-def _questions(
-    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int, question_start: str
-) -> Iterator[Finding]:
+def _questions(tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int) -> Iterator[Finding]:
     for text in _texts(seed):
-        expected = _ids(checkpoint, text)
-        if question_start == "enc":
-            expected[0] = encoder_token(checkpoint) or expected[0]
+        expected = checkpoint.token_ids(text, encoded=True)
         found = tokenizer.question(text)
         if found != expected:
             where = "question's first token" if found[1:] == expected[1:] else "question"
             yield Finding("tokenization", where, f"{text!r}: {found} instead of {expected}")
 
 
-def _decoding(
-    tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int, _: str
-) -> Iterator[Finding]:
+def _decoding(tokenizer: TextTokenizer, checkpoint: Checkpoint, seed: int) -> Iterator[Finding]:
     for text in _texts(seed):
-        ids = _ids(checkpoint, text)
-        expected = checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+        ids = checkpoint.token_ids(text)
+        expected = checkpoint.decode(ids)
         found = tokenizer.decode(ids)
         if found != expected:
             yield Finding("tokenization", "decoding", f"{found!r} instead of {expected!r}")

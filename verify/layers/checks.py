@@ -12,8 +12,9 @@ from onnx import numpy_helper
 from configs.schema import Component, Precision, Task
 from configs.tolerances import LayerTolerance, load_tolerances, source
 from runtime.files.manifests import ComponentManifest
-from verify.checkpoint.trace import Checkpoint, on_graph, tensor_of
-from verify.layers.correspondence import Pair, pairs, weights
+from verify.checkpoint.checkpoint import Checkpoint
+from verify.checkpoint.trace import Tracer
+from verify.layers.correspondence import Pair, on_graph, pairs, tensor_of, weights
 from verify.layers.graph import Arrays, ExportedGraph
 from verify.layers.half_precision_ir import half_precision_graph
 from verify.layers.integer_ir import read_integer_ir
@@ -60,7 +61,7 @@ def checkpoint_layers(
     errors = LayerErrors(graph)
     names: list[str] = []
     missing: dict[str, str] = {}
-    for traced in checkpoint.traces(component, points, seed):
+    for traced in Tracer(checkpoint).traces(component, points, seed):
         tensors, without = on_graph(traced, points, graph)
         missing |= without
         errors.add(traced.feeds, tensors)
@@ -128,7 +129,7 @@ def _integer_faults(
     table = load_tolerances()
     rows = {
         precision: table.layer(
-            stage="target_layers",
+            gap="target_layers",
             target=target.target,
             precision=precision,
             arithmetic="f32",
@@ -260,7 +261,7 @@ def _same_epsilon(found: float, expected: float) -> bool:
 def layer_tolerance(subject: Subject, arithmetic: Precision) -> LayerTolerance:
     """The row that bounds the error of one layer."""
     return load_tolerances().layer(
-        stage=subject.stage,
+        gap=subject.gap,
         target=subject.target,
         precision=subject.precision,
         arithmetic=arithmetic,

@@ -62,7 +62,7 @@ def chip_constants(
 def constants_tolerance(subject: Subject, precision: Precision) -> LayerTolerance:
     """The row that bounds the part of a constant that may be missing."""
     return load_tolerances().layer(
-        stage="target_constants",
+        gap="target_constants",
         target=subject.target,
         precision=precision,
         arithmetic=precision,
@@ -121,8 +121,8 @@ def _text_length(target: ComponentManifest) -> int | None:
     lengths = [
         spec.shape[1]
         for net in target.nets
-        for stage in net.stages
-        for spec in stage.inputs
+        for variant in net.stages
+        for spec in variant.inputs
         if spec.name in names
     ]
     return max((length for length in lengths if isinstance(length, int)), default=None)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from configs.schema import Component, Task
+from verify.layers.graph import Array, ExportedGraph
 
 Side = Literal["input", "output"]
+Tensors = dict[tuple[str, Side], Array]
+
+#: Stands for the additive mask among a case's outputs: the graph has its own name for it.
+SELF_MASK = "@self_attention_mask"
 
 
 @dataclass(frozen=True)
@@ -172,3 +179,72 @@ def _of(pair: Pair, component: Component) -> Iterator[Weight]:
         return
     yield Weight(f"{name}.weight", f"{pair.module}.weight", transposed=not norm, part=pair.part)
     yield Weight(f"{name}.bias", f"{pair.module}.bias", part=pair.part)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One call: the contract's inputs, and the tensors of HuggingFace's modules by name."""
+
+    name: str
+    feeds: dict[str, Array]
+    modules: Tensors
+    #: the contract's outputs that no module has
+    outputs: dict[str, Array]
+
+
+def on_graph(
+    traced: Traced, pairs: Sequence[Pair], graph: ExportedGraph
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The modules' tensors under the exported graph's names, and modules that are not as they are.
+
+    The second part says, by exported module, what the graph lacks.
+    """
+    tensors: dict[str, Array] = {}
+    owners: dict[str, Pair] = {}
+    missing: dict[str, str] = {}
+    for pair in pairs:
+        value = traced.modules.get((pair.module, pair.side))
+        if value is None:
+            continue
+        name = tensor_of(graph, pair)
+        if name is None:
+            missing[pair.scope] = "the graph has no such node"
+            continue
+        if pair.part is not None:
+            value = np.split(value, 3, axis=-1)[pair.part]
+        if pair.last and value.ndim == 3:
+            value = value[:, -1]
+        if name in tensors and not np.array_equal(tensors[name], value):
+            # Two different tensors of the checkpoint are one here: what lies between is missing.
+            other = owners[name]
+            what = f"its {pair.side} is the {other.side} of {other.scope}"
+            missing[pair.scope] = f"{what}: what lies between is missing"
+            continue
+        if name in graph.sites:
+            tensors[name], owners[name] = np.ascontiguousarray(value), pair
+    for output, value in traced.outputs.items():
+        name = output if output != SELF_MASK else _self_mask(graph)
+        if name in graph.sites:
+            tensors[name] = np.ascontiguousarray(value)
+    return tensors, missing
+
+
+def _self_mask(graph: ExportedGraph) -> str:
+    """The tensor that a text encoder adds to its scores: their sum's other operand."""
+    node = graph.nodes.get("/layers.0/attention/Add")
+    return str(node.input[1]) if node is not None else ""
+
+
+def tensor_of(graph: ExportedGraph, pair: Pair) -> str | None:
+    """The exported tensor at a pair's point: found by the names of nodes, not by their number."""
+    scope = "/" + pair.scope.replace("layers.", "layers\0").replace(".", "/").replace("\0", ".")
+    operators = ("MatMul", "Gemm", "LayerNormalization")
+    anchor = next((n for o in operators if (n := graph.nodes.get(f"{scope}/{o}"))), None)
+    if anchor is None:
+        return None
+    if pair.side == "input":
+        return str(anchor.input[0])
+    biased = graph.nodes.get(f"{scope}/Add")
+    if anchor.op_type == "MatMul" and biased is not None and anchor.output[0] in biased.input:
+        return str(biased.output[0])
+    return str(anchor.output[0])

@@ -11,7 +11,7 @@ from verify.page.figures import LogAxis, component_name, exponent, is_number, pe
 
 Json = dict[str, Any]
 
-#: What each stage takes for the truth.
+#: What each gap takes for the truth.
 _COMPARED_WITH = {
     "hf_vs_wrapper": "checkpoint",
     "wrapper_vs_onnxruntime": "wrapper in torch",
@@ -142,10 +142,10 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
                 exponent(metrics.get("relative_error")),
                 "at most " + exponent(tolerance.get("max_relative_error")),
             ),
-            ("1 − cosine", exponent(_gap(cosine)), "at most " + exponent(_gap(least))),
+            ("1 − cosine", exponent(_distance(cosine)), "at most " + exponent(_distance(least))),
         ]
     if row.record.get("kind") == "layers":
-        constants = row.record.get("stage") == "target_constants"
+        constants = row.record.get("gap") == "target_constants"
         return [
             (
                 "part of a constant not in the file"
@@ -155,7 +155,7 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
                 "at most " + exponent(tolerance.get("max_introduced_error")),
             )
         ]
-    if row.record.get("kind") == "stage":
+    if row.record.get("kind") in ("host", "file"):
         return [("differences from the checkpoint", str(len(metrics.get("findings") or ())), "0")]
     found = [
         (
@@ -173,10 +173,10 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
 
 
 def _row(check: Json) -> Row:
-    stage, variant = str(check.get("stage")), str(check.get("variant") or "")
+    gap, variant = str(check.get("gap")), str(check.get("variant") or "")
     padded = variant == "padded"
     way = Way(str(check.get("target")), str(check.get("precision")), "" if padded else variant)
-    name = "export wrapper" if stage == "hf_vs_wrapper" else way.name
+    name = "export wrapper" if gap == "hf_vs_wrapper" else way.name
     if padded:
         name += ", padded"
     metrics, tolerance = check.get("metrics") or {}, check.get("tolerance") or {}
@@ -185,7 +185,7 @@ def _row(check: Json) -> Row:
         check,
         way,
         name,
-        "bare inputs" if padded else _COMPARED_WITH.get(stage, stage),
+        "bare inputs" if padded else _COMPARED_WITH.get(gap, gap),
         _used(metrics, tolerance),
         _positive(metrics.get("relative_error")) if component else None,
         _positive(tolerance.get("max_relative_error")) if component else None,
@@ -196,7 +196,7 @@ def _used(metrics: Json, tolerance: Json) -> float | None:
     """Largest share of a bound that a measured figure takes up."""
     pairs: list[tuple[Any, Any]] = [
         (metrics.get("relative_error"), tolerance.get("max_relative_error")),
-        (_gap(metrics.get("cosine")), _gap(tolerance.get("min_cosine"))),
+        (_distance(metrics.get("cosine")), _distance(tolerance.get("min_cosine"))),
         (metrics.get("max_probability_error"), tolerance.get("max_probability_error")),
         (metrics.get("max_similarity_error"), tolerance.get("max_similarity_error")),
         (metrics.get("introduced_error"), tolerance.get("max_introduced_error")),
@@ -209,7 +209,7 @@ def _used(metrics: Json, tolerance: Json) -> float | None:
     return max(shares, default=None)
 
 
-def _gap(cosine: Any) -> float | None:
+def _distance(cosine: Any) -> float | None:
     return max(0.0, 1.0 - cosine) if is_number(cosine) else None
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from configs.load import shown
 from verify.page.checks import Way
 from verify.page.figures import decimal, is_number, percent, task_name
-from verify.page.samples import embedded
+from verify.page.scenes import embedded
 from verify.page.sources import Sources
 
 Json = dict[str, Any]

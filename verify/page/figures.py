@@ -14,7 +14,8 @@ LARGEST_MARGIN = 10_000
 COMPONENT_NAMES = {
     "tokens": "whole answers",
     "scores": "match decisions and scores",
-    "stage": "stages around the graphs",
+    "host": "everything around the graphs",
+    "file": "combined file",
 }
 
 

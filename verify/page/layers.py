@@ -116,7 +116,7 @@ def _bisection(path: Path, data: Json) -> Bisection:
         anchor=f"layers-{path.stem}",
         heading=f"{task_name(str(data['task']))}, {way.name}",
         passed=verdict is None,
-        verdict="no layer and no stage is wrong" if verdict is None else _finding(verdict),
+        verdict="no layer and no other part is wrong" if verdict is None else _finding(verdict),
         findings=[_finding(finding) for finding in data.get("findings") or []],
         notes=[str(note) for note in data.get("notes") or []],
         parts=[_part(part) for part in data["components"] if part["layers"]],
@@ -124,7 +124,7 @@ def _bisection(path: Path, data: Json) -> Bisection:
 
 
 def _finding(data: Json) -> str:
-    return f"{data['stage']}: {data['where']}: {data['what']}"
+    return f"{data['part']}: {data['where']}: {data['what']}"
 
 
 def _part(data: Json) -> Part:

@@ -22,7 +22,7 @@ from verify.page.checks import figures as check_figures
 from verify.page.evaluation import evaluations, failed_gates
 from verify.page.layers import bisections
 from verify.page.overview import overview
-from verify.page.samples import samples
+from verify.page.scenes import samples
 from verify.page.sources import Sources, read_sources
 
 REPORT_FILE = "report.html"

@@ -53,7 +53,7 @@ def wrong_parts(
     """Components whose own files are not in the combined one, and what is missing."""
     held = set(_blocks((combined.path.parent / combined.file).read_bytes()))
     for name, manifest in parts.items():
-        for file in dict.fromkeys(stage.file for net in manifest.nets for stage in net.stages):
+        for file in dict.fromkeys(variant.file for net in manifest.nets for variant in net.stages):
             own = list(_blocks((manifest.folder / file).read_bytes()))
             missing = sum(block not in held for block in own)
             if missing or not own:

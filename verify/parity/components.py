@@ -322,7 +322,7 @@ class Collected:
 def _tolerance(subject: Subject, arithmetic: Precision, built_as: str | None = None) -> Tolerance:
     stored: Precision = built_as or subject.precision  # type: ignore[assignment]
     return load_tolerances().component(
-        stage=subject.stage,
+        gap=subject.gap,
         target=subject.target,
         precision=stored,
         arithmetic=arithmetic,

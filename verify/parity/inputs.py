@@ -27,7 +27,7 @@ from runtime.tasks.texts import padded_texts
 from verify.answers.cases import SEED_STRIDE, picture, questions_by_length
 from verify.artifacts import runtime_failures
 from verify.parity.samples import Sample as Sample
-from verify.parity.samples import stage_samples
+from verify.parity.samples import variant_samples
 
 Array = NDArray[Any]
 
@@ -158,7 +158,7 @@ class SampleSource:
             for sample in makers[self._task](index, scene):
                 found[sample.component].append(sample)
         for component, samples in found.items():
-            samples += stage_samples(
+            samples += variant_samples(
                 self._nets[component], self._graphs.sessions[component], samples
             )
         return found

@@ -1,4 +1,4 @@
-"""Calls to compare, and those that reach the further stages of nets with several shapes."""
+"""Calls to compare, and those that reach the further shapes of nets."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Sample:
         return self.rows if output.startswith(_TOKEN_OUTPUTS) else None
 
 
-def stage_samples(
+def variant_samples(
     manifest: ComponentManifest, onnx: Session, samples: Sequence[Sample]
 ) -> list[Sample]:
-    """One sample for each stage of a net that none of ``samples`` reaches by its shapes.
+    """One sample for each shape of a net that none of ``samples`` reaches by its shapes.
 
-    The net's own shape counts as one: a short prompt takes a shorter stage, where there is one.
+    The net's own shape counts as one: a short prompt takes a shorter one, where there is one.
 
     Args:
         manifest: the artifact with its nets and their variants.
@@ -55,40 +55,45 @@ def stage_samples(
     for net in manifest.nets:
         own = [sample for sample in samples if sample.net == net.name]
         reached = {net.taking(_shapes(sample.feeds)).name for sample in own}
-        for stage in net.stages:
-            if stage.name not in reached and (sample := _sample(stage, net, onnx, own)):
+        for variant in net.stages:
+            if variant.name not in reached and (sample := _sample(variant, net, onnx, own)):
                 made.append(sample)
     return made
 
 
-def _sample(stage: Net, net: Net, onnx: Session, samples: Sequence[Sample]) -> Sample | None:
-    batch = stage.axes.get("batch", 1)
-    rows = list(_rows(stage, samples))
+def _sample(variant: Net, net: Net, onnx: Session, samples: Sequence[Sample]) -> Sample | None:
+    batch = variant.axes.get("batch", 1)
+    rows = list(_rows(variant, samples))
     if not rows:
         return None
     taken = list(islice(cycle(rows), batch))
     feeds = {name: np.concatenate([row.feeds[name] for row in taken]) for name in taken[0].feeds}
-    if net.taking(_shapes(feeds)).name != stage.name:
+    if net.taking(_shapes(feeds)).name != variant.name:
         return None
     name = " + ".join(dict.fromkeys(row.name for row in taken))
     return Sample(
-        taken[0].component, f"{stage.name}: {name}", net.name, feeds, onnx.run(feeds), taken[0].rows
+        taken[0].component,
+        f"{variant.name}: {name}",
+        net.name,
+        feeds,
+        onnx.run(feeds),
+        taken[0].rows,
     )
 
 
-def _rows(stage: Net, samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Samples of one row that fit a stage but for its batch; texts are cut, prompts padded."""
-    wanted = {spec.name: spec.shape[1:] for spec in stage.inputs}
+def _rows(variant: Net, samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Samples of one row that fit a variant but for its batch; texts are cut, prompts padded."""
+    wanted = {spec.name: spec.shape[1:] for spec in variant.inputs}
     for sample in samples:
         feeds, rows = dict(sample.feeds), sample.rows
         mask = feeds.get("attention_mask")
         if mask is not None:
-            length = stage.axes["text_tokens"]
+            length = variant.axes["text_tokens"]
             if mask[:, length:].any():
                 continue
             feeds |= {name: feeds[name][:, :length] for name in _TEXTS if name in feeds}
         elif SELF_MASK in feeds:
-            pads = stage.axes.get("text_tokens", 1) - feeds["input_ids"].shape[1]
+            pads = variant.axes.get("text_tokens", 1) - feeds["input_ids"].shape[1]
             if pads > 0:
                 feeds, rows = _padded_left(feeds, pads), _later(rows, pads)
         if all(a.shape[1:] == wanted.get(name, a.shape[1:]) for name, a in feeds.items()):

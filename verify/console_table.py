@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline.console import messages, output
 from verify.results import Check
 
-#: What each stage takes for the truth.
+#: What each gap takes for the truth.
 _COMPARED_WITH = {
     "hf_vs_wrapper": "checkpoint",
     "wrapper_vs_onnxruntime": "wrapper",
@@ -55,11 +55,11 @@ def print_not_simulated(names: Sequence[str]) -> None:
 
 def _row(check: Check) -> tuple[str, ...]:
     subject = check.subject
-    under_test = subject.target if subject.stage != "hf_vs_wrapper" else "wrapper"
+    under_test = subject.target if subject.gap != "hf_vs_wrapper" else "wrapper"
     name = " ".join(part for part in (under_test, subject.precision, subject.variant) if part)
     return (
         f"  {name}",
-        _COMPARED_WITH[subject.stage] if subject.variant != "padded" else "bare inputs",
+        _COMPARED_WITH[subject.gap] if subject.variant != "padded" else "bare inputs",
         str(check.samples),
         *_figures(check),
         "[green]passed" if check.passed else "[red]failed",
@@ -82,7 +82,7 @@ def _figures(check: Check) -> tuple[str, str, str]:
     if check.subject.kind == "layers":
         limit = tolerance.get("max_introduced_error")
         return _exponent(metrics.get("introduced_error")), _exponent(limit), ""
-    if check.subject.kind == "stage":
+    if check.subject.kind in ("host", "file"):
         return "", "", ""
     exact = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
     return _percent(exact), _percent(tolerance.get("minimum_exact")), ""
