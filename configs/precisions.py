@@ -26,7 +26,7 @@ class Format:
     arithmetic: Arithmetic
     #: TPU-MLIR's ``--quantize``; None: no chip has it
     vendor_flag: str | None
-    #: peak memory of TPU-MLIR's compiler, as a multiple of the float32 weights (BLIP-base, measured)
+    #: peak memory of TPU-MLIR's compiler in float32 weights (BLIP-base, measured)
     deploy_memory: float = 3.0
     #: least and most bytes per weight of an IR; None: OpenVINO does not build it. What is no
     #: product's weight (norms, biases, tables of positions, projections beside a residual) stays in

@@ -80,7 +80,9 @@ class Applies(Strict):
     def overlaps(self, other: Applies) -> bool:
         """Whether there may be a case that both cover."""
         pairs = zip(dict(self).values(), dict(other).values(), strict=True)
-        return all(mine is None or theirs is None or set(mine) & set(theirs) for mine, theirs in pairs)
+        return all(
+            mine is None or theirs is None or set(mine) & set(theirs) for mine, theirs in pairs
+        )
 
 
 class Row(Strict):
