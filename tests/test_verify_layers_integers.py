@@ -9,9 +9,9 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from configs.tolerances import load_tolerances
 from pipeline.command import select
 from tests.faults.planted_faults import Fault, private_copy
-from configs.tolerances import load_tolerances
 from verify.artifacts import find_artifacts
 from verify.layers.checks import exported_graph
 from verify.layers.integer_ir import coarseness, folded, read_integer_ir
