@@ -50,7 +50,7 @@ def changed(tmp_path: Path, dotted: str, value: object, *, remove: bool = False)
         (
             "verify.tokens.bm1684.minimum_exact",
             1.0,
-            r"verify\.tokens\.bm1684: minimum_exact was removed; give min_agreement in verify\.gates",
+            r"tokens\.bm1684: minimum_exact was removed; give min_agreement in verify\.gates",
         ),
         ("verify.tokens.bm7", {"scenes": 1}, r"verify\.tokens\.bm7: unknown"),
         ("targets.openvino.cores", 2, r"targets\.openvino\.cores: 2 given.*no SOPHON chip"),
