@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from configs.errors import InputError
 from configs.layout import Layout, Location
 from configs.load import shown
-from configs.schema import Component, Precision, TargetConfig, Task
+from configs.schema import Component, Precision, SophonTarget, TargetConfig, Task
 from pipeline.build import files_match
 from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
 
@@ -75,6 +75,13 @@ class Job:
     component: Component
     target: TargetConfig
     precision: Precision
+
+    @property
+    def chip(self) -> SophonTarget:
+        """The target of a BModel."""
+        if not isinstance(self.target, SophonTarget):
+            raise TypeError(f"{self.target.name} is no SOPHON chip")
+        return self.target
 
     @property
     def built_as(self) -> Precision:

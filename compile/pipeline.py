@@ -14,6 +14,7 @@ from compile.bmodel.backend import SophonBackend
 from compile.bmodel.task_file import TaskFile
 from compile.ir.backend import OpenVinoBackend
 from configs.layout import Layout
+from configs.schema import OpenVinoTarget
 from pipeline.build import Built, build_component, discard
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, output, steps
@@ -33,10 +34,11 @@ def jobs(selection: Selection) -> list[Job]:
     found = []
     for target, precision in selection.targets:
         holder = offered[target.backend].holder
+        static = isinstance(target, OpenVinoTarget) and target.static_shapes
         for task in selection.tasks:
             # A component that is merged into another one is built with it.
             wanted = selection.task_components(task)
-            held = dict.fromkeys(c if target.static_shapes else holder(task, c) for c in wanted)
+            held = dict.fromkeys(c if static else holder(task, c) for c in wanted)
             found += [Job(layout, task, component, target, precision) for component in held]
     return found
 
@@ -45,10 +47,10 @@ def task_files(selected: Iterable[Job]) -> list[TaskFile]:
     """Combined files that the selected artifacts go into, each once."""
     named = {
         (job.task, job.target.name, job.precision): TaskFile(
-            job.layout, job.task, job.target, job.precision
+            job.layout, job.task, job.chip, job.precision
         )
         for job in selected
-        if job.target.backend == "sophon" and job.target.combine_nets
+        if job.target.backend == "sophon" and job.chip.combine_nets
     }
     return list(named.values())
 
@@ -172,7 +174,9 @@ def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool
 
 def _discard_other_cores(job: Job) -> None:
     """Removes the same artifact for another number of cores: a set has one artifact each."""
-    target = job.target
+    if job.target.backend != "sophon":
+        return
+    target = job.chip
     for cores in range(1, target.maximum_cores + 1):
         if cores != target.cores:
             other = target.model_copy(update={"cores": cores})

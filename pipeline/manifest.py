@@ -223,6 +223,8 @@ class ComponentManifest(_Record):
     tools: dict[str, str]
     checkpoint: Checkpoint
     device_memory_bytes: int | None = None
+    #: the vendor's memory layout for the chip's SoC: MiB by name, ``npu``, ``vpu``, ``vpp``
+    memory_layout_mib: dict[str, int] | None = None
     #: precision int8: what it was calibrated with, and what became integers (sophon)
     quantization: Quantization | None = None
     build: Build

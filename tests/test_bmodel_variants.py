@@ -145,6 +145,10 @@ def test_the_smallest_stage_that_fits_is_chosen() -> None:
     assert step.smallest(batch=2, past_tokens=3).name == "both"
     assert step.smallest(batch=3, past_tokens=31).name == "step_3b"
     assert step.taking({"past.0.key": (3, 8, 4, 32)}).name == "both"
+    # Eight positions with a short cache are more work than four with a long one.
+    mixed = net("step", 1, 31, net("eight", 8, 2), net("four", 4, 31), net("short", 4, 8))
+    assert mixed.smallest(batch=3, past_tokens=1).name == "short"
+    assert mixed.smallest(batch=3, past_tokens=9).name == "four"
     # What fits none is the net's own, which refuses it in words.
     assert step.taking({"past.0.key": (2, 8, 4, 32)}).name == "step"
 

@@ -123,7 +123,8 @@ def test_stage_source_matters_to_everything(
         ("layer_group_search", 2, {"bm1684x"}),
         ("cores", 2, {"bm1684x"}),
         ("combine_nets", False, {"bm1684x"}),
-        ("npu_heap_mib", 1, set()),
+        ("memory_layout_mib", None, {"bm1684x"}),
+        ("float32", "exact", set()),
     ],
 )
 def test_only_chip_settings_that_matter_rebuild(

@@ -12,7 +12,8 @@ import runtime.errors as runtime_errors
 from configs.errors import BlipEdgeError, InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
+from configs.precisions import PRECISIONS, Arithmetic, Precision
+from configs.schema import TASK_COMPONENTS, Component, OpenVinoTarget, TargetConfig, Task
 from pipeline.command import Selection
 from pipeline.manifest import TaskManifest, key_of, read_manifest
 from runtime.files.manifests import ComponentManifest, component_manifests
@@ -58,6 +59,12 @@ class TargetArtifacts:
         """Whether this machine can only run them on the vendor's simulator."""
         return self.target is not None and self.target.backend == "sophon"
 
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether nets take no other lengths than they were compiled for."""
+        target = self.target
+        return self.simulated or (isinstance(target, OpenVinoTarget) and target.static_shapes)
+
 
 @dataclass(frozen=True)
 class TaskArtifacts:
@@ -99,6 +106,25 @@ def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
             _check(artifacts, onnx)
         found.append(TaskArtifacts(task, manifest, onnx, targets))
     return found
+
+
+def arithmetic(
+    artifacts: TargetArtifacts, mode: str, component: Component | None = None
+) -> Arithmetic:
+    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says.
+
+    A set of several precisions is judged by its name; a component by what it was built as.
+    """
+    if artifacts.simulated:
+        stored = artifacts.stored(component) if component else artifacts.precision
+        return PRECISIONS[stored].arithmetic
+    if mode != "fast":
+        return "f32"
+    from runtime.sessions.openvino_session import shared_core
+
+    hint = str(shared_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    known: dict[str, Arithmetic] = {"f16": "f16", "bf16": "bf16"}
+    return known.get(hint, "f32")
 
 
 def build_command(task: Task, target: TargetConfig | None, precision: Precision) -> str:

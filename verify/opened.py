@@ -88,7 +88,7 @@ class TaskBench:
 
     def samples(self, artifacts: TargetArtifacts, component: Component) -> list[Sample]:
         """Samples of one component for a target: of its fixed lengths, or without padding."""
-        if not (artifacts.simulated or (artifacts.target and artifacts.target.static_shapes)):
+        if not artifacts.fixed_shapes:
             return self._source(ONNX, self.artifacts.onnx.components, few=False).samples(component)
         return self._source(artifacts.name, artifacts.components, few=True).samples(component)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from configs.errors import ConfigError
 from configs.load import shown
-from configs.schema import Component, TokenGate
-from configs.tolerances import Gap, tolerances_digest
+from configs.schema import Component, TokenCheck
+from configs.tolerances import Gap, Gate, judged_as, tolerances_digest
 from pipeline.build import source_digest, tool_versions
 from pipeline.command import Selection
 from pipeline.manifest import key_of
-from verify.answers.quality import NamedGate, named_gate
+from verify.answers.quality import NamedGate, asked_agreement, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.checkpoint.files import checkpoint_files
 from verify.layers.stored_constants import FORMATS
@@ -44,7 +44,9 @@ class Planned:
     key: str
     task: TaskArtifacts
     artifacts: TargetArtifacts
-    gate: TokenGate | None = None
+    tokens: TokenCheck | None = None
+    #: the share of equal answers that the pipeline file asks for; None: configs/tolerances.yaml
+    agreement: Gate | None = None
     #: what the answers' quality may lose
     quality: NamedGate | None = None
 
@@ -64,7 +66,7 @@ def make_plan(
     """Lists the checks of a selection, cheapest and most basic first.
 
     Raises:
-        ConfigError: the pipeline file has no gate for a target.
+        ConfigError: the pipeline file does not say how many answers of a target to compare.
     """
     checks: list[Planned] = []
     not_simulated: list[str] = []
@@ -199,25 +201,28 @@ def _answers(
 ) -> Iterator[Planned]:
     if selection.components:
         return
-    gate = selection.pipeline.verify.tokens.get(artifacts.name)
-    if gate is None:
+    tokens = selection.pipeline.verify.tokens.get(artifacts.name)
+    if tokens is None:
         raise ConfigError(
-            f"{config}: verify.tokens.{artifacts.name}: missing; say how many scenes to compare "
-            "and which share must be exact, e.g. {scenes: 10, minimum_exact: 1.0}"
+            f"{config}: verify.tokens.{artifacts.name}: missing; say how many scenes to compare, "
+            "e.g. {scenes: 10}"
         )
     kind: Kind = "scores" if task.task == "itm" else "tokens"
     subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
     file = shown(config)
     quality = named_gate(selection.pipeline, task.task, artifacts, variant, file)
+    asked = asked_agreement(selection.pipeline, task.task, artifacts, variant, file)
     inputs = {
         "quality": quality.gate.model_dump(mode="json") if quality else None,
         "artifacts": artifacts.identities,
         "task_manifest": task.manifest.model_dump(mode="json"),
-        "gate": gate.model_dump(mode="json"),
+        "tokens": tokens.model_dump(mode="json"),
+        "agreement": asked.min_agreement if asked else None,
         "seed": selection.pipeline.verify.seed,
         "tools": tool_versions("transformers", "torch"),
     }
-    yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts, gate, quality)
+    key = _key(subject, artifacts, inputs)
+    yield Planned(subject, key, task, artifacts, tokens, asked, quality)
 
 
 def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -> str:
@@ -226,6 +231,7 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
             "subject": subject.__dict__,
             "inputs": inputs,
             "tolerances": tolerances_digest(),
+            "judged_as": judged_as(artifacts.name),
             "sources": _sources(),
             "backend": _backend(artifacts),
         }

@@ -28,6 +28,7 @@ from compile.bmodel.steps import (
 from compile.calibration.given import GivenFiles
 from compile.graphs.shapes import net_names
 from configs.errors import ToolError
+from configs.precisions import PRECISIONS
 from configs.schema import Component, Task
 from pipeline.build import tool_versions
 from pipeline.manifest import Estimate, HostLookup, Net, NetVariant, Quantization, QuantizedNet
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _DECIDING = {
     *("name", "cores", "borders", "address_mode", "integer_islands", "scale_per_channel"),
     *("attention_fusion", "combine_nets", "estimate_file", "layer_group_search"),
+    "memory_layout_mib",
 }
 #: Largest value that a table may hold to be kept in half precision.
 _LARGEST_HALF = 65504.0
@@ -82,7 +84,7 @@ class SophonBackend:
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
-        target = job.target
+        target = job.chip
         named = (*target.rewrites, *target.integer_rewrites)
         check_names(named, f"configs/targets/{target.name}.yaml")
         chip = target.model_dump(mode="json", include=_DECIDING)
@@ -157,6 +159,7 @@ class SophonBackend:
             file: self._steps.info(job, folder / file) for file in sorted(set(places.values()))
         }
         lookups = self._tables(job, prepared, prepared_folder, folder)
+        layout = job.chip.memory_layout_mib
         return {
             **manifest_fields(job, source),
             "nets": self._nets(job, prepared, deployed, places, infos, lookups),
@@ -164,6 +167,7 @@ class SophonBackend:
             "commands": tuple(commands),
             "tools": self._tools(),
             "device_memory_bytes": sum(info.device_memory_bytes for info in infos.values()),
+            "memory_layout_mib": layout.model_dump() if layout else None,
             "quantization": self._quantization(job, quantized) if quantized else None,
         }
 
@@ -221,7 +225,7 @@ class SophonBackend:
         for lookup in prepared.lookups:
             table = f"{job.location.stem}.{lookup.table}"
             rows = np.load(prepared_folder / lookup.table)
-            if job.built_as != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
+            if PRECISIONS[job.built_as].weights != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
                 rows = rows.astype(np.float16)
             np.save(folder / table, rows)
             copied.append(lookup.model_copy(update={"table": table}))
@@ -270,7 +274,7 @@ class SophonBackend:
             raise ToolError(f"{file}: has nets {sorted(info.nets)}, but no {name}")
         estimate = None
         if made.estimate_ms is not None:
-            source = f"tpu_mlir {command_lines.version()} {job.target.estimate_file}"
+            source = f"tpu_mlir {command_lines.version()} {job.chip.estimate_file}"
             estimate = Estimate(latency_ms=made.estimate_ms, source=source)
         return {
             "inputs": match_inputs(expected.inputs, found, file),

@@ -17,6 +17,8 @@ from compile.graphs.shapes import NetShape, largest_first, net_in_file, net_of, 
 from compile.work_cache import cached, cached_path
 from configs.errors import ToolError
 from configs.load import shown
+from configs.precisions import PRECISIONS, Precision
+from configs.tolerances import load_tolerances
 from pipeline.build import source_digest, tool_versions
 from pipeline.manifest import Work, key_of
 from pipeline.tpu_tools import command_lines
@@ -32,12 +34,15 @@ TABLE = "quantize_table.txt"
 #: Expected peak memory: a fixed part in bytes and a multiple of the weights (BLIP-base, measured).
 _PREPARE_MEMORY = (0.3e9, 2.2)
 _TRANSFORM_MEMORY = (0.4e9, 4.8)
-_DEPLOY_MEMORY = {"f32": (0.4e9, 4.0), "f16": (0.4e9, 2.0), "bf16": (0.4e9, 2.0)}
-_DEPLOY_MEMORY_OTHERS = (0.4e9, 3.0)
+_DEPLOY_MEMORY = 0.4e9
 
 
 def _memory(measured: tuple[float, float], weights_bytes: int) -> int:
     return int(measured[0] + measured[1] * weights_bytes)
+
+
+def _deploy_memory(precision: Precision, weights_bytes: int) -> int:
+    return _memory((_DEPLOY_MEMORY, PRECISIONS[precision].deploy_memory), weights_bytes)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Graph:
             "onnx": self.source.digests if self.source else None,
             "nets": {net.name: dict(net.axes) for net in self.nets},
             "rewrites": list(self.rewrites),
+            "tolerance": load_tolerances().limit("rewritten_graph"),
             "tools": tool_versions("onnx", "onnxruntime"),
         }
 
@@ -107,7 +113,7 @@ def shapes_of(job: Job, image_tokens: int = 0) -> tuple[NetShape, ...]:
 
 def rewrites_of(job: Job) -> tuple[str, ...]:
     """Names of the rewrites that an artifact's graphs get, in order."""
-    target = job.target
+    target = job.chip
     opted_out = ("separate_attention",) if target.attention_fusion == "off" else ()
     chooses = target.decoder_head == "argmax" and job.component == "text_decoder"
     head = ("argmax_head",) if chooses else ()
@@ -127,7 +133,7 @@ def bmodel_file(job: Job, net: str | None = None) -> str:
 
 def is_combined(job: Job) -> bool:
     """Whether the component's nets go into one file with shared weights."""
-    return job.target.combine_nets and len(shapes_of(job)) > 1
+    return job.chip.combine_nets and len(shapes_of(job)) > 1
 
 
 def deploy_folder(job: Job) -> Path:
@@ -137,7 +143,7 @@ def deploy_folder(job: Job) -> Path:
 
 def deploy_argv(job: Job, net: str) -> command_lines.Argv:
     """The command that compiles one net, in the net's folder."""
-    target = job.target
+    target = job.chip
     return command_lines.deploy(
         artifact_net(job, net),
         target.name,
@@ -206,7 +212,7 @@ class Steps:
 
     def measuring(self, weights_bytes: int) -> AbstractContextManager[None]:
         """A share of the memory budget for calibration: two copies of a net and its tensors."""
-        return self._budget.hold(_memory(_DEPLOY_MEMORY["f32"], weights_bytes))
+        return self._budget.hold(_deploy_memory("f32", weights_bytes))
 
     def transform(self, graph: Graph, net: str, weights_bytes: int) -> Path:
         """Top-level MLIR of one net; made once for all chips that take this graph."""
@@ -251,13 +257,12 @@ class Steps:
         log = _log(job, net)
         log.unlink(missing_ok=True)
         argv = deploy_argv(job, net)
-        measured = _DEPLOY_MEMORY.get(job.built_as, _DEPLOY_MEMORY_OTHERS)
-        with self._budget.hold(_memory(measured, weights_bytes)):
+        with self._budget.hold(_deploy_memory(job.built_as, weights_bytes)):
             self._tools.run(argv, folder, log)
         _require(folder, (f"{name}.bmodel",), argv, log)
         made = fusions(log.read_text(encoding="utf-8", errors="replace"))
         check_fusions(job, net, attentions, made)
-        profile = job.target.estimate_file
+        profile = job.chip.estimate_file
         return Deployed(
             net=net,
             bmodel=folder / f"{name}.bmodel",
@@ -311,9 +316,9 @@ def check_fusions(job: Job, net: str, attentions: int, made: dict[str, int]) -> 
     Raises:
         ToolError: an attention was left in single operators, or fused though that is turned off.
     """
-    wanted = {"required": attentions, "off": 0}.get(job.target.attention_fusion)
+    wanted = {"required": attentions, "off": 0}.get(job.chip.attention_fusion)
     fused = sum(made.values())
-    if job.built_as not in command_lines.HALF_PRECISIONS or wanted in (None, fused):
+    if not PRECISIONS[job.built_as].half or wanted in (None, fused):
         return
     raise ToolError(
         f"{job.name} ({net}): {fused} of {attentions} attentions were fused, {wanted} expected: "
@@ -345,10 +350,10 @@ def check_buffers(job: Job, stages: Mapping[str, int]) -> None:
 
 def _work(job: Job, folder: Path, name: str) -> Work | None:
     """What the compiler left about a net's work: its profiles, else its list of operators."""
-    profile = job.target.estimate_file
+    profile = job.chip.estimate_file
     if profile:
         # One file per core; the target's file names the first one's.
-        files = [profile.replace("0", str(core)) for core in range(job.target.cores)]
+        files = [profile.replace("0", str(core)) for core in range(job.chip.cores)]
         if found := read_profiles([folder / file for file in files]):
             return found
     return read_operators(folder / f"{name}.bmodel.json")

@@ -12,7 +12,7 @@ from typing import Any
 from compile.bmodel.info import parse_info
 from configs.errors import InputError, ToolError
 from configs.layout import Layout, Location
-from configs.schema import TASK_COMPONENTS, Precision, TargetConfig, Task
+from configs.schema import TASK_COMPONENTS, Precision, SophonTarget, Task
 from pipeline.build import artifact_lock, files_match, publish, source_digest, staging
 from pipeline.build import write_atomically as write
 from pipeline.manifest import (
@@ -35,7 +35,7 @@ class TaskFile:
 
     layout: Layout
     task: Task
-    target: TargetConfig
+    target: SophonTarget
     precision: Precision
 
     @property

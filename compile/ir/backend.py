@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from compile.backend import Job, Source, manifest_fields, read_source
 from compile.calibration.examples import examples_digest
 from compile.calibration.given import GivenFiles
-from compile.ir.plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
+from compile.ir.plan import holder, includes, rewrite_names
 from configs.errors import ToolError
 from configs.load import shown
-from configs.schema import Component, Task
+from configs.precisions import PRECISIONS
+from configs.schema import Component, OpenVinoTarget, Task
 from pipeline.build import source_digest, tool_versions
 from pipeline.manifest import Net, TensorSpec
 
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
 
 #: Numbers of bytes that are no weights: shapes, indices, scalars.
 _SLACK_BYTES = 65_536
-#: Least and most bytes per weight. What is no product's weight (norms, biases, tables of
-#: positions, projections beside a residual) stays in half precision in an integer IR; scales add
-#: a few percent.
-_BYTES_PER_WEIGHT = {
-    "f32": (2.0, 4.08),
-    "f16": (1.0, 2.04),
-    "int8": (0.9, 1.25),
-    "w8f16": (0.9, 1.25),
-    "w4f16": (0.5, 1.1),
-}
 #: Two threads that use the binding for the first time wait for each other forever: one holds its
 #: one-time initialisation, the other Python's global lock.
 _one_at_a_time = threading.Lock()
@@ -52,7 +43,7 @@ class OpenVinoBackend:
 
     def check(self, job: Job, source: Source | None, *, keep: bool) -> None:  # noqa: ARG002 - interface
         """Pictures of a user's own that an integer IR is calibrated with."""
-        if needs_calibration(job.built_as):
+        if PRECISIONS[job.built_as].calibrated:
             self._given.check_data(job, None, keep=keep)
 
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
@@ -92,13 +83,13 @@ class OpenVinoBackend:
         from compile.ir.model import prepare
         from compile.ir.precision import convert
 
-        if job.target.static_shapes:
+        if isinstance(job.target, OpenVinoTarget) and job.target.static_shapes:
             return self._build_static(job, source, folder)
         included = _included(job)
         prepared = prepare(job.task, source, included)
         xml = folder / f"{job.location.stem}.xml"
         model = prepared.model
-        if job.built_as in INTEGERS:
+        if PRECISIONS[job.built_as].integer_weights:
             model = convert(model, job, job.built_as)
         saved = _save(model, xml, job)
         net = checked(saved, prepared.net, xml)
@@ -132,7 +123,7 @@ def _save(model: openvino.Model, xml: Path, job: Job) -> openvino.Model:
     import openvino
 
     try:
-        openvino.save_model(model, xml, compress_to_fp16=job.built_as != "f32")
+        openvino.save_model(model, xml, compress_to_fp16=PRECISIONS[job.built_as].weights != "f32")
         return openvino.Core().read_model(xml)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
@@ -143,12 +134,14 @@ def _save(model: openvino.Model, xml: Path, job: Job) -> openvino.Model:
 
 
 def _tools(job: Job) -> dict[str, str]:
-    return tool_versions("openvino", *(("nncf",) if job.built_as in INTEGERS else ()))
+    return tool_versions(
+        "openvino", *(("nncf",) if PRECISIONS[job.built_as].integer_weights else ())
+    )
 
 
 def _calibration(job: Job) -> dict[str, Any] | None:
     """What the ranges of activations come from, for the artifact's key and manifest."""
-    if not needs_calibration(job.built_as):
+    if not PRECISIONS[job.built_as].calibrated:
         return None
     calibration = job.layout.pipeline.calibration
     return {**calibration.model_dump(mode="json"), "digest": examples_digest(calibration, None)}
@@ -211,7 +204,10 @@ def _check_size(binary: Path, job: Job, source_bytes: int) -> None:
         ToolError: it is larger, e.g. because a shared embedding was written twice, or cut short.
     """
     weights = source_bytes / 4
-    least, most = (weights * size for size in _BYTES_PER_WEIGHT[job.built_as])
+    sizes = PRECISIONS[job.built_as].ir_bytes
+    if sizes is None:
+        raise ValueError(f"{job.built_as}: OpenVINO builds no such IR")
+    least, most = (weights * size for size in sizes)
     actual = binary.stat().st_size
     if not least - _SLACK_BYTES <= actual <= most + _SLACK_BYTES:
         raise ToolError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from configs.schema import Component, Precision, Task
+from configs.schema import Component, Task
 
-#: Built by NNCF; everything else by OpenVINO itself.
-INTEGERS: tuple[Precision, ...] = ("int8", "w8f16", "w4f16")
 #: Rewrites of each component, in order; names of modules in compile/ir_rewrites.
 _REWRITES: dict[Component, tuple[str, ...]] = {
     "text_decoder": (
@@ -39,8 +37,3 @@ def rewrite_names(task: Task, component: Component) -> tuple[str, ...]:
     if includes(task, component):
         return (MERGE, "ready_cross_keys")
     return _REWRITES.get(component, ())
-
-
-def needs_calibration(kind: Precision) -> bool:
-    """Whether activations are integers as well."""
-    return kind == "int8"

@@ -9,24 +9,12 @@ from pathlib import Path
 from configs.errors import ToolError
 from configs.layout import TPU_ENVIRONMENT
 from configs.load import shown
-from configs.schema import Precision
+from configs.precisions import PRECISIONS, Precision
 
 #: Tools as installed in the environment's ``bin`` folder.
 TRANSFORM = "model_transform.py"
 DEPLOY = "model_deploy.py"
 MODEL_TOOL = "model_tool"
-
-#: Our precisions in the tools' words.
-_QUANTIZE: dict[Precision, str] = {
-    "f32": "F32",
-    "f16": "F16",
-    "bf16": "BF16",
-    "int8": "INT8",
-    "w8f16": "W8F16",
-    "w8bf16": "W8BF16",
-    "w4f16": "W4F16",
-    "w4bf16": "W4BF16",
-}
 
 Argv = tuple[str, ...]
 
@@ -49,10 +37,6 @@ def transformed(net: str) -> tuple[str, ...]:
     return (f"{net}.mlir", f"{net}_top_f32_all_weight.npz")
 
 
-#: Precisions whose nets compute in one half-precision type from border to border.
-HALF_PRECISIONS: tuple[Precision, ...] = ("f16", "bf16", "w8f16", "w8bf16", "w4f16", "w4bf16")
-
-
 def deploy(
     net: str,
     chip: str,
@@ -71,7 +55,9 @@ def deploy(
     ``native_borders`` leaves out the casts from and to float32 at the inputs and outputs of a net
     that computes in half precision. In other nets it would make the borders integers.
     """
-    half = precision in HALF_PRECISIONS
+    built = PRECISIONS[precision]
+    if built.vendor_flag is None:
+        raise ValueError(f"{precision}: TPU-MLIR has no such precision")
     calibration = ("--calibration_table", thresholds) if thresholds else ()
     # Left out, BM1684X and BM1688 give a whole matrix one scale.
     per_channel = ("--matmul_perchannel",) if scale_per_channel and thresholds else ()
@@ -79,13 +65,13 @@ def deploy(
     addresses = ("--addr_mode", address_mode) if address_mode else ()
     searched = layer_group_search
     groups = () if searched is None else ("--shape_secs_search_strategy", str(searched))
-    borders = ("--quant_input", "--quant_output") if native_borders and half else ()
+    borders = ("--quant_input", "--quant_output") if native_borders and built.half else ()
     several_cores = ("--num_core", str(cores)) if cores > 1 else ()
     return (
         DEPLOY,
         *("--mlir", f"{net}.mlir"),
         *("--chip", chip),
-        *("--quantize", _QUANTIZE[precision]),
+        *("--quantize", built.vendor_flag),
         *calibration,
         *islands,
         *per_channel,

@@ -39,6 +39,8 @@ class ComponentManifest:
     rewrites: Tuple[Mapping[str, Any], ...] = ()
     weights_sha256: Optional[str] = None
     device_memory_bytes: Optional[int] = None
+    #: the vendor's memory layout for the chip's SoC: MiB by name, ``npu`` the heap of its nets
+    memory_layout_mib: Mapping[str, int] = field(default_factory=dict)
     #: what the component really is where that differs from ``precision``, the set it belongs to
     built_as: Optional[str] = None
     #: other components of the task that this artifact's nets compute as well
@@ -217,6 +219,9 @@ def read_component_manifest(path: Path) -> ComponentManifest:
             rewrites=tuple(data.get("rewrites") or ()),
             weights_sha256=(data.get("checkpoint") or {}).get("weights_sha256"),
             device_memory_bytes=None if memory is None else int(memory),
+            memory_layout_mib={
+                str(name): int(size) for name, size in (data.get("memory_layout_mib") or {}).items()
+            },
             built_as=data.get("built_as"),
             includes=tuple(str(name) for name in data.get("includes") or ()),
         )

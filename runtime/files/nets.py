@@ -75,13 +75,17 @@ class Net:
         return tuple(sorted({net.axes[axis] for net in self.stages if axis in net.axes}))
 
     def smallest(self, **least: int) -> "Net":
-        """The smallest stage with at least these lengths; the net itself where none has them."""
+        """The smallest stage with at least these lengths; the net itself where none has them.
+
+        Smallest is the fewest positions computed (batch times text tokens); of equally many, the
+        shortest cache, which is read beside them.
+        """
         fitting = [
             net
             for net in self.stages
             if all(net.axes.get(axis, 0) >= length for axis, length in least.items())
         ]
-        return min(fitting, key=lambda net: sorted(net.axes.values()), default=self)
+        return min(fitting, key=_size, default=self)
 
     def taking(self, shapes: Mapping[str, Tuple[int, ...]]) -> "Net":
         """The stage whose inputs have these shapes by name; the net itself where none has."""
@@ -97,6 +101,12 @@ class Net:
     def output(self, name: str) -> Optional[TensorSpec]:
         """The output called ``name`` in the contract, or None."""
         return next((spec for spec in self.outputs if spec.name == name), None)
+
+
+def _size(net: Net) -> Tuple[int, int]:
+    """Positions that a stage computes, and cache rows that it reads for each batch row."""
+    positions = net.axes.get("batch", 1) * net.axes.get("text_tokens", 1)
+    return positions, net.axes.get("past_tokens", 0)
 
 
 def safe_name(name: Any, where: str) -> str:

@@ -20,6 +20,7 @@ from configs.errors import ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import Component
+from configs.tolerances import load_tolerances
 from pipeline.command import Selection
 from pipeline.manifest import ComponentManifest as BuildManifest
 from pipeline.manifest import QuantizedNet, read_manifest
@@ -36,11 +37,6 @@ from verify.parity.inputs import Sample
 
 #: Calls per net: a first and a last one.
 MOST_CALLS = 2
-#: A BModel this far from its own quantised graph is not the one that the commands compile.
-OWN_GRAPH = 1e-2
-#: The same for integers: the chip and the vendor's own run of the graph round to neighbouring steps
-#: of 1/127 of a tensor's range (measured 1.5e-2, BM1684X).
-OWN_GRAPH_INTEGERS = 5e-2
 _TRANSFORM, _DEPLOY, _RUNNER = "model_transform.py", "model_deploy.py", "model_runner.py"
 _THRESHOLDS, _TABLE = "--calibration_table", "--quantize_table"
 _GIVEN = (_THRESHOLDS, _TABLE)
@@ -134,7 +130,9 @@ def _net(
         errors.add(feeds, tensors)
         with runtime_failures():
             answered = session.run(sample.feeds, net=net.name)
-        bound = OWN_GRAPH_INTEGERS if quantized else OWN_GRAPH
+        table = load_tolerances()
+        integers = table.limit("bisect_own_graph_of_integers")
+        bound = integers if quantized else table.limit("bisect_own_graph")
         faults += _against_own_graph(net, dumped, answered, sample, bound)
     listed = tuple(dict.fromkeys(faults))
     layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))

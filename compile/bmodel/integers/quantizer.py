@@ -132,7 +132,7 @@ def calibrate(one: NetToQuantize) -> Calibrated:
     thresholds, _ = table(operations, ranges, METHOD)
     if given is not None:
         return Calibrated(thresholds, text, text, shown(given), None)
-    islands = one.job.target.integer_islands.upper()
+    islands = one.job.chip.integer_islands.upper()
     bound = one.job.layout.pipeline.calibration.maximum_error
     with steps(f"quantize {one.job.name} {one.net}", 0, remaining=True) as progress:
         measure = _Search(one, operations, ranges, progress)
@@ -208,7 +208,7 @@ class _Search:
         ranges: Mapping[str, Range],
         progress: Steps,
     ) -> None:
-        target = one.job.target
+        target = one.job.chip
         graph = one.prepared_folder / f"{one.net}.onnx"
         self._maker = FakeQuantized(
             graph, operations, ranges, whole_shifts=not target.scale_per_channel
