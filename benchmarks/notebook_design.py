@@ -11,18 +11,15 @@ https://github.com/openvinotoolkit/openvino_notebooks, notebooks/blip-visual-lan
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from benchmarks.runners.base import RunnerOptions
 from benchmarks.runners.torch_eager import load_checkpoint
 from pipeline.build import tool_versions
-from pipeline.manifest import file_sha256, key_of
+from pipeline.sources import source_digest
+from pipeline.work_cache import cached
 
 #: Which IRs a task has.
 PARTS = {
@@ -41,29 +38,13 @@ def built(options: RunnerOptions, weights_sha256: str) -> Path:
     Raises:
         RuntimeError: the checkpoint cannot be converted.
     """
-    key = key_of(
-        {
-            "weights": weights_sha256,
-            "task": options.task,
-            "module": file_sha256(Path(__file__)),
-            "tools": tool_versions("torch", "transformers", "openvino"),
-        }
-    )[:16]
-    root = options.work / "notebook"
-    folder = root / f"{options.task}-{key}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{options.task}.lock"):
-        if (folder / "complete.json").is_file():
-            return folder
-        for old in root.glob(f"{options.task}-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as name:
-            temporary = Path(name) / "design"
-            temporary.mkdir()
-            _convert(options, temporary)
-            (temporary / "complete.json").write_text(json.dumps({"key": key}))
-            temporary.rename(folder)
-    return folder
+    key = {
+        "weights": weights_sha256,
+        "task": options.task,
+        "sources": source_digest("benchmarks.notebook_design"),
+        "tools": tool_versions("torch", "transformers", "openvino"),
+    }
+    return cached(options.work / "notebook", options.task, key, partial(_convert, options))
 
 
 def _convert(options: RunnerOptions, folder: Path) -> None:

@@ -43,8 +43,10 @@ from benchmarks.summaries import summarise
 from benchmarks.worker_process import Worker, WorkerError
 from configs.layout import Layout
 from configs.schema import PipelineConfig, Task
-from pipeline.build import as_json, source_digest, tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import as_json, tool_versions
 from pipeline.manifest import key_of
+from pipeline.sources import source_digest
 from runtime.files.manifests import TaskManifest, component_manifests, read_task_manifest
 
 _TOOLS = ("torch", "transformers", "onnxruntime", "openvino", "numpy")
@@ -141,8 +143,7 @@ def _task(
             "threads": options.threads,
             "machine": machine.model_dump(mode="json"),
             "tools": tool_versions(*_TOOLS),
-            "bench": source_digest("benchmarks"),
-            "runtime": source_digest("runtime"),
+            "sources": source_digest("benchmarks.campaign", "benchmarks.worker"),
         }
     )
     store = SampleStore(work / f"samples-{task}-{key[:16]}.jsonl")

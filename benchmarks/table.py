@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.results import Acceptance, Benchmark, TaskResult, VariantResult
 from benchmarks.schedule import BATCH_4, BATCH_16, BEAMS, VARIANTS
 from benchmarks.summaries import Summary
-from pipeline.build import write_atomically
+from pipeline.atomic import write_atomically
 
 NAMES = {
     "torch_f32": "torch float32, eager",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from configs.errors import ToolError
 from configs.schema import Component, Precision, Task
 from configs.tolerances import Stage
-from pipeline.build import write_atomically
+from pipeline.atomic import write_atomically
 
 Kind = Literal["component", "tokens", "scores", "stage", "layers"]
 

@@ -20,9 +20,10 @@ from PIL.Image import Image
 from configs.errors import InputError
 from configs.layout import checkpoint_folder
 from configs.schema import Task, TaskConfig
-from pipeline.build import tool_versions, write_atomically
-from pipeline.manifest import TaskManifest, file_sha256, key_of
-from pipeline.scenes.scene import SCENES_VERSION
+from pipeline.atomic import write_atomically
+from pipeline.build import tool_versions
+from pipeline.manifest import TaskManifest, key_of
+from pipeline.sources import source_digest
 from verify.answers.cases import Case
 
 BATCH = 50
@@ -84,9 +85,8 @@ def reference_key(manifest: TaskManifest, cases: Sequence[Case], new_tokens: int
         "weights_sha256": manifest.checkpoint.weights_sha256,
         "processor_files": {name: record.sha256 for name, record in sorted(manifest.files.items())},
         "question_start": manifest.text.question_start,
-        "scenes_version": SCENES_VERSION,
         "tools": tool_versions("transformers", "torch", "pillow"),
-        "module": file_sha256(Path(__file__)),
+        "sources": source_digest("verify.checkpoint.reference_model"),
         "new_tokens": new_tokens,
         "cases": [[case.scene, case.text] for case in cases],
     }

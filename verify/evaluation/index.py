@@ -7,9 +7,7 @@ memory. They are read once, in a stream, into SQLite; items are then fetched by 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from configs.errors import InputError, ToolError
 from configs.load import shown
 from configs.schema import DataSetKind, Task
+from pipeline.atomic import replacing
 from verify.evaluation.items import CaptionItem, DataSet, Item, MatchingItem, Picture, QuestionItem
 
 #: Part of every identity; raise it when the meaning of an index changes.
@@ -194,25 +193,16 @@ def build_index(path: Path, task: Task, annotations: Path, read: Callable[[Build
         with closing(_open(path)) as database:
             return int(database.execute("SELECT count(*) FROM items").fetchone()[0])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".index-")
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            with closing(sqlite3.connect(temporary)) as database:
-                # Thrown away if anything goes wrong: no journal needed.
-                database.execute("PRAGMA journal_mode = OFF")
-                database.execute("PRAGMA synchronous = OFF")
-                database.executescript(_TABLES)
-                builder = Builder(database)
-                read(builder)
-                count = builder.finish(task, annotations)
-                database.commit()
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, sqlite3.OperationalError) as error:
+        with replacing(path) as temporary, closing(sqlite3.connect(temporary)) as database:
+            # Thrown away if anything goes wrong: no journal needed.
+            database.execute("PRAGMA journal_mode = OFF")
+            database.execute("PRAGMA synchronous = OFF")
+            database.executescript(_TABLES)
+            builder = Builder(database)
+            read(builder)
+            count = builder.finish(task, annotations)
+            database.commit()
+    except sqlite3.OperationalError as error:
         raise ToolError(f"{path}: cannot be written ({error}); free space or rights") from None
     return count
 
