@@ -36,8 +36,8 @@ for chip in sys.argv[1:]:
         for part in ("vision_encoder", "text_decoder"):
             place["component"] = part
             found[chip] += [
-                table.component(stage="onnxruntime_vs_target", **place).name,
-                table.layer(stage="target_layers", **place).name,
+                table.component(gap="onnxruntime_vs_target", **place).name,
+                table.layer(gap="target_layers", **place).name,
             ]
 print(json.dumps(found))
 """
@@ -63,7 +63,7 @@ for chip in every:
         answer = session.run({"image_embeds": states})["image_features"]
         session.close()
         row = load_tolerances().component(
-            stage="onnxruntime_vs_target",
+            gap="onnxruntime_vs_target",
             target=chip.target,
             precision=chip.precision,
             arithmetic=PRECISIONS[chip.precision].arithmetic,

@@ -243,8 +243,8 @@ def names(table: Tolerances) -> list[str]:
                 for part in get_args(Component):
                     if PRECISIONS[precision].built_by(target.backend):
                         of: Any = {**place, "component": part}
-                        found.append(table.component(stage="onnxruntime_vs_target", **of).name)
-                        found.append(table.layer(stage="target_layers", **of).name)
+                        found.append(table.component(gap="onnxruntime_vs_target", **of).name)
+                        found.append(table.layer(gap="target_layers", **of).name)
     assert len(found) > 300
     return found
 
