@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.build import artifact_lock, files_match, staging
-from pipeline.manifest import FileRecord, file_record, key_of
+from pipeline.manifest import FileRecord, as_dict, file_record, key_of
 
 _CONTENTS = "contents.json"
 #: A folder that no run has used for this long is removed when another of its name is made. Another
@@ -38,7 +38,7 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
         with staging(work, name) as temporary:
             make(temporary)
             records = {
-                file.name: file_record(file).model_dump()
+                file.name: as_dict(file_record(file))
                 for file in sorted(temporary.iterdir())
                 if file.is_file()
             }

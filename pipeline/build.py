@@ -12,7 +12,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +32,7 @@ from pipeline.manifest import (
     file_record,
     file_sha256,
     key_of,
+    manifest_text,
     read_manifest,
 )
 
@@ -79,7 +80,7 @@ def tool_versions(*distributions: str) -> dict[str, str]:
     return versions
 
 
-def files_match(folder: Path, files: dict[str, FileRecord]) -> bool:
+def files_match(folder: Path, files: Mapping[str, FileRecord]) -> bool:
     """Whether every recorded file is there with its recorded size and digest."""
     for name, record in files.items():
         path = folder / name
@@ -142,7 +143,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def as_json(model: BaseModel) -> str:
-    """Manifest text: indented, trailing newline."""
+    """The content of a report's file: indented, trailing newline."""
     return model.model_dump_json(indent=1) + "\n"
 
 
@@ -196,14 +197,19 @@ def publish(temporary: Path, folder: Path, names: list[str], manifest: Path) -> 
 
 
 def discard(location: Location) -> None:
-    """Removes an artifact that another one replaces; its manifest goes first."""
+    """Removes an artifact that another one replaces; its manifest goes first.
+
+    What its manifest lists under other names than the artifact's own stays.
+    """
     try:
         manifest = read_manifest(ComponentManifest, location.manifest)
     except InputError:
         return
     location.manifest.unlink(missing_ok=True)
+    stems = {location.stem, *(f"{location.stem}_{net.name}" for net in manifest.nets)}
     for name in manifest.files:
-        (location.folder / name).unlink(missing_ok=True)
+        if Path(name).name == name and name.partition(".")[0] in stems:
+            (location.folder / name).unlink(missing_ok=True)
 
 
 def build_component(
@@ -243,5 +249,5 @@ def build_component(
                 **fields,
             )
             publish(temporary, location.folder, names, location.manifest)
-            write_atomically(location.manifest, as_json(manifest))
+            write_atomically(location.manifest, manifest_text(manifest))
         return Built(manifest, reused=False)

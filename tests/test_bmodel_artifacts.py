@@ -13,7 +13,7 @@ from configs.layout import Layout
 from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS
 from pipeline.build import files_match
-from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
+from pipeline.manifest import ComponentManifest, TaskManifest, as_dict, read_manifest
 
 PIPELINE = load_pipeline(Path(__file__).resolve().parent.parent / "configs" / "reference.yaml")
 LAYOUT = Layout(PIPELINE)
@@ -39,7 +39,7 @@ def manifest(chip: str, task: str, component: str) -> tuple[Path, ComponentManif
 
 def sizes(task: str) -> dict[str, int]:
     dimensions = read_manifest(TaskManifest, LAYOUT.task_manifest(task)).dimensions  # type: ignore[arg-type]
-    return dimensions.model_dump()
+    return as_dict(dimensions)
 
 
 @pytest.mark.parametrize(("chip", "task", "component"), EVERY)

@@ -64,10 +64,10 @@ def test_the_runtimes_reader_and_the_pipelines_agree(exported_artifacts: Path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=2), "newer than this runtime"),
+        (lambda m: m.update(schema_version=2), "newer than this version"),
         (lambda m: m.update(schema_version="1"), "not a task manifest"),
         (lambda m: m.update(kind="component"), "not a task manifest"),
-        (lambda m: m.pop("text"), "'text' is missing"),
+        (lambda m: m.pop("text"), "text: this key is missing"),
         (lambda m: m["text"].pop("end_token_id"), "end_token_id"),
         (lambda m: m.update(image=3), "damaged manifest"),
         (lambda m: m["files"].update({"../x": m["files"].popitem()[1]}), "leaves"),

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import InputError
 from pipeline.command import select
-from pipeline.manifest import file_record
+from pipeline.manifest import as_dict, file_record
 from verify.artifacts import TargetArtifacts, find_artifacts
 from verify.parity.combined import BLOCK_BYTES, combined_check, combined_file
 from verify.results import Subject
@@ -65,7 +65,7 @@ def test_a_stale_net_in_it_is_named(pipeline: Path) -> None:
     with pytest.raises(InputError, match="is not the file that"):
         problems(pipeline)
     record = json.loads(description.read_text())
-    record["files"] = {model.name: file_record(model).model_dump()}
+    record["files"] = {model.name: as_dict(file_record(model))}
     description.write_text(json.dumps(record))
     (problem,) = problems(pipeline)
     assert problem.startswith("vision_projection: 1 of ")

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import runtime.errors as runtime_errors
-from configs.errors import BlipEdgeError, InputError, ToolError
+from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
 from pipeline.command import Selection
-from pipeline.manifest import TaskManifest, key_of, read_manifest
+from pipeline.manifest import TaskManifest, as_dict, key_of, read_manifest
+from pipeline.runtime_errors import runtime_failures as runtime_failures
 from runtime.files.manifests import ComponentManifest, component_manifests
 
 ONNX = "onnx"
-
-
-@contextmanager
-def runtime_failures() -> Iterator[None]:
-    """Turns the runtime's errors into the pipeline's, with the same text and exit code."""
-    try:
-        yield
-    except runtime_errors.BlipEdgeError as error:
-        kind: type[BlipEdgeError] = InputError if error.exit_code == 2 else ToolError
-        raise kind(str(error)) from error
+_COSTS = ("estimate", "fusions", "work", "variants")
 
 
 @dataclass(frozen=True)
@@ -143,13 +133,14 @@ def _collect(
 
 def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
     for component, manifest in artifacts.components.items():
+        weights = onnx.components[component].checkpoint.weights_sha256
         rebuild = build_command(_task(manifest), artifacts.target, artifacts.precision)
         try:
             manifest.check_files()
         except runtime_errors.ArtifactError as error:
             reason = str(error).split(";")[0]
             raise InputError(f"{reason}; run: {rebuild} FORCE=1") from None
-        if manifest.weights_sha256 != onnx.components[component].weights_sha256:
+        if manifest.checkpoint.weights_sha256 != weights:
             raise InputError(
                 f"{shown(manifest.path)}: made from other weights than the exported {component}; "
                 f"run: {rebuild}"
@@ -170,8 +161,10 @@ def digest(manifest: ComponentManifest) -> dict[str, str]:
 
 def identity(manifest: ComponentManifest) -> dict[str, Any]:
     """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
-    nets = [asdict(replace(net, latency_ms=None)) for net in manifest.nets]
-    return {"files": digest(manifest), "nets": nets}
+    shapes = [as_dict(net) for net in manifest.compiled_nets]
+    # What a net costs changes no answer.
+    decides = [{k: v for k, v in net.items() if k not in _COSTS} for net in shapes]
+    return {"files": digest(manifest), "nets": decides}
 
 
 def identity_digest(manifest: ComponentManifest) -> str:

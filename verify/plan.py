@@ -15,7 +15,7 @@ from configs.schema import Component, TokenGate
 from configs.tolerances import Stage, tolerances_digest
 from pipeline.build import source_digest, tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import key_of
+from pipeline.manifest import key_of, manifest_data
 from verify.answers.quality import NamedGate, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.checkpoint.files import checkpoint_files
@@ -139,7 +139,7 @@ def _combined(
         subject = Subject(
             "combined_file", task.task, None, artifacts.name, artifacts.precision, "stage"
         )
-        inputs = {"file": combined.record.sha256, "artifacts": artifacts.identities}
+        inputs = {"file": combined.files[combined.file].sha256, "artifacts": artifacts.identities}
         yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
 
 
@@ -157,7 +157,7 @@ def _stages(selection: Selection, task: TaskArtifacts) -> Planned:
     subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "stage")
     inputs = {
         "onnx": task.onnx.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "checkpoint": checkpoint_files(selection.pipeline.tasks[task.task]),
         "task": selection.pipeline.tasks[task.task].model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
@@ -182,7 +182,7 @@ def _component(
     inputs = {
         "onnx": task.onnx.identities,
         "artifact": artifacts.identities[component],
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
     }
@@ -214,7 +214,7 @@ def _answers(
     inputs = {
         "quality": quality.gate.model_dump(mode="json") if quality else None,
         "artifacts": artifacts.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "gate": gate.model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
         "tools": tool_versions("transformers", "torch"),

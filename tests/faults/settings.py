@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from pipeline.manifest import file_record
+from pipeline.manifest import as_dict, file_record
 
 Data = dict[str, Any]
 
@@ -40,7 +40,7 @@ def processor(name: str, change: Callable[[Data], None]) -> Callable[[Path], Non
         assert json.dumps(data) != before
         path.write_text(json.dumps(data))
         sealed = json.loads((folder / "manifest.json").read_text())
-        sealed["files"][f"processor/{name}"] = file_record(path).model_dump()
+        sealed["files"][f"processor/{name}"] = as_dict(file_record(path))
         (folder / "manifest.json").write_text(json.dumps(sealed))
 
     return plant

@@ -11,7 +11,7 @@ from configs.layout import REPOSITORY_ROOT
 from configs.schema import EvaluateConfig, PipelineConfig
 from pipeline.build import source_digest, tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import file_sha256, key_of
+from pipeline.manifest import file_sha256, key_of, manifest_data
 from verify.answers.cases import new_tokens
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.opened import simulator_version
@@ -68,7 +68,7 @@ class Subject:
                 if Path(__file__).with_name(name).is_file()
             ],
             "new_tokens": self.new_tokens,
-            "task_manifest": manifest.model_dump(mode="json"),
+            "task_manifest": manifest_data(manifest),
         }
         if self.artifacts is None:
             reference = REPOSITORY_ROOT / "verify" / "checkpoint" / "reference_model.py"

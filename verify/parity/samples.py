@@ -55,7 +55,7 @@ def stage_samples(
     for net in manifest.nets:
         own = [sample for sample in samples if sample.net == net.name]
         reached = {net.taking(_shapes(sample.feeds)).name for sample in own}
-        for stage in net.stages:
+        for stage in net.shapes:
             if stage.name not in reached and (sample := _sample(stage, net, onnx, own)):
                 made.append(sample)
     return made
