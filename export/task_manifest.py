@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
@@ -23,7 +23,6 @@ from pipeline.manifest import (
     ComponentManifest,
     StaticShapes,
     TaskManifest,
-    as_dict,
     file_record,
     from_json,
     key_of,
@@ -63,7 +62,7 @@ def plan_task(
         {
             "pipeline": pipeline.name,
             "task": files.task,
-            "checkpoint": as_dict(files.identity),
+            "checkpoint": asdict(files.identity),
             "config": files.config_sha256,
             "processor": files.processor_sha256,
             "question_start": config.question_start,
@@ -105,6 +104,7 @@ def build_task(
         written = write_processor(processor, temporary / _FOLDER)
         names = [str(file.relative_to(temporary)) for file in written]
         manifest = TaskManifest(
+            path=path,
             pipeline=pipeline.name,
             task=files.task,
             checkpoint=files.identity,

@@ -82,11 +82,15 @@ def tool_versions(*distributions: str) -> dict[str, str]:
 
 def files_match(folder: Path, files: Mapping[str, FileRecord]) -> bool:
     """Whether every recorded file is there with its recorded size and digest."""
-    for name, record in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != record.size_bytes:
-            return False
-    return all(file_sha256(folder / name) == record.sha256 for name, record in files.items())
+    try:
+        sizes = all(
+            (folder / name).stat().st_size == record.size_bytes for name, record in files.items()
+        )
+        return sizes and all(
+            file_sha256(folder / name) == record.sha256 for name, record in files.items()
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def current(location: Location, key: str) -> ComponentManifest | None:
@@ -239,6 +243,7 @@ def build_component(
                 str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()
             )
             manifest = ComponentManifest(
+                path=location.manifest,
                 key=key,
                 key_inputs=key_inputs,
                 files={name: file_record(temporary / name) for name in names},

@@ -37,7 +37,6 @@ from runtime.files.nets import State as State
 from runtime.files.nets import TensorLayout as TensorLayout
 from runtime.files.nets import TensorSpec as TensorSpec
 from runtime.files.nets import Work as Work
-from runtime.files.records import as_dict as as_dict
 from runtime.files.records import from_json as from_json
 
 #: Names that a stage may meet in its own manifests, by key.

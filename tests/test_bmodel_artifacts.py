@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from configs.layout import Layout
 from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS
 from pipeline.build import files_match
-from pipeline.manifest import ComponentManifest, TaskManifest, as_dict, read_manifest
+from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
 
 PIPELINE = load_pipeline(Path(__file__).resolve().parent.parent / "configs" / "reference.yaml")
 LAYOUT = Layout(PIPELINE)
@@ -39,7 +40,7 @@ def manifest(chip: str, task: str, component: str) -> tuple[Path, ComponentManif
 
 def sizes(task: str) -> dict[str, int]:
     dimensions = read_manifest(TaskManifest, LAYOUT.task_manifest(task)).dimensions  # type: ignore[arg-type]
-    return as_dict(dimensions)
+    return asdict(dimensions)
 
 
 @pytest.mark.parametrize(("chip", "task", "component"), EVERY)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,10 @@ def test_another_graph_rebuilds_everything(decoder: PrivatePipeline) -> None:
 
 
 def keys_with_new_digest(decoder: PrivatePipeline, path: Path, graph: Path) -> dict[str, str]:
-    from pipeline.manifest import as_dict, file_record
+    from pipeline.manifest import file_record
 
     data = json.loads(path.read_text())
-    data["files"]["text_decoder.onnx"] = as_dict(file_record(graph))
+    data["files"]["text_decoder.onnx"] = asdict(file_record(graph))
     path.write_text(json.dumps(data))
     return keys(decoder)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from configs.errors import InputError
 from pipeline.command import select
-from pipeline.manifest import as_dict, file_record
+from pipeline.manifest import file_record
 from verify.artifacts import TargetArtifacts, find_artifacts
 from verify.parity.combined import BLOCK_BYTES, combined_check, combined_file
 from verify.results import Subject
@@ -65,7 +66,7 @@ def test_a_stale_net_in_it_is_named(pipeline: Path) -> None:
     with pytest.raises(InputError, match="is not the file that"):
         problems(pipeline)
     record = json.loads(description.read_text())
-    record["files"] = {model.name: as_dict(file_record(model))}
+    record["files"] = {model.name: asdict(file_record(model))}
     description.write_text(json.dumps(record))
     (problem,) = problems(pipeline)
     assert problem.startswith("vision_projection: 1 of ")

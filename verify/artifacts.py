@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from configs.layout import Layout
 from configs.load import shown
 from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
 from pipeline.command import Selection
-from pipeline.manifest import TaskManifest, as_dict, key_of, read_manifest
+from pipeline.manifest import TaskManifest, key_of, read_manifest
 from pipeline.runtime_errors import runtime_failures as runtime_failures
 from runtime.files.manifests import ComponentManifest, component_manifests
 
@@ -161,7 +161,7 @@ def digest(manifest: ComponentManifest) -> dict[str, str]:
 
 def identity(manifest: ComponentManifest) -> dict[str, Any]:
     """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
-    shapes = [as_dict(net) for net in manifest.compiled_nets]
+    shapes = [asdict(net) for net in manifest.compiled_nets]
     # What a net costs changes no answer.
     decides = [{k: v for k, v in net.items() if k not in _COSTS} for net in shapes]
     return {"files": digest(manifest), "nets": decides}

@@ -96,6 +96,7 @@ class TaskFile:
                 record = file_record(folder / file)
                 publish(folder, location.folder, [file], self.description)
             made = CombinedManifest(
+                path=self.description,
                 pipeline=self.layout.pipeline.name,
                 task=self.task,
                 target=self.target.name,

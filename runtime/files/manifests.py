@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..errors import ArtifactError
 from .integrity import FileRecord, check_files
-from .nets import Estimate as Estimate
 from .nets import HostLookup as HostLookup
 from .nets import Net as Net
-from .nets import NetVariant as NetVariant
-from .nets import State as State
-from .nets import TensorLayout as TensorLayout
 from .nets import TensorSpec as TensorSpec
-from .nets import Work as Work
-from .records import NOT_IN_FILE, as_dict, check_name, from_json
+from .records import check_names, from_json
 
 SCHEMA_VERSION = 1
 TASK_MANIFEST = "manifest.json"
@@ -73,8 +68,8 @@ class QuantizedNet:
     measured_error: Optional[float]
 
     def __post_init__(self) -> None:
-        check_name(self.table)
-        check_name(self.thresholds)
+        check_names("table", self.table)
+        check_names("thresholds", self.thresholds)
 
 
 @dataclass(frozen=True)
@@ -151,61 +146,25 @@ class StaticShapes:
 
 
 @dataclass(frozen=True)
-class ComponentManifest:
-    """One artifact: written last, so its existence means that its files are complete."""
+class _Manifest:
+    """What all manifests say."""
 
-    kind: ClassVar[str] = "component"
+    kind: ClassVar[str]
 
+    #: the manifest's own path; not in the file
+    path: Path
     pipeline: str
     task: str
-    component: str
-    target: str
-    #: the set this artifact belongs to, by which it is selected
-    precision: str
-    nets: Tuple[Net, ...]
     files: Mapping[str, FileRecord]
     key: str
-    key_inputs: Mapping[str, Any]
-    tools: Mapping[str, str]
-    checkpoint: Checkpoint
-    build: Build
-    #: what this component really is within the set, where that differs (vision encoder ``int8``,
-    #: text decoder ``w8f16`` in one ``int8`` set)
-    built_as: Optional[str] = None
-    #: other components of the task that this artifact's nets compute as well
-    includes: Tuple[str, ...] = ()
-    rewrites: Tuple[Rewrite, ...] = ()
-    commands: Tuple[Tuple[str, ...], ...] = ()
-    device_memory_bytes: Optional[int] = None
-    #: precision int8: what it was calibrated with, and what became integers (sophon)
-    quantization: Optional[Quantization] = None
-    #: the manifest's own path
-    path: Path = field(default=Path(), compare=False, metadata=NOT_IN_FILE)
 
     def __post_init__(self) -> None:
-        _check_names(self.files)
+        check_names("files", *self.files)
 
     @property
     def folder(self) -> Path:
         """The folder that file names are relative to."""
         return self.path.parent
-
-    @property
-    def compiled_nets(self) -> Tuple[Net, ...]:
-        """All nets, each in every shape that it was compiled for."""
-        return tuple(shape for net in self.nets for shape in net.shapes)
-
-    def net(self, name: str) -> Net:
-        """The net called ``name``.
-
-        Raises:
-            ArtifactError: the artifact has no such net.
-        """
-        for net in self.nets:
-            if net.name == name:
-                return net
-        known = ", ".join(net.name for net in self.nets)
-        raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
 
     @property
     def runtime_files(self) -> Dict[str, FileRecord]:
@@ -228,52 +187,72 @@ class ComponentManifest:
 
 
 @dataclass(frozen=True)
-class TaskManifest:
-    """What must be known about a task, whatever the target."""
+class ComponentManifest(_Manifest):
+    """One artifact: written last, so its existence means that its files are complete."""
 
-    kind: ClassVar[str] = "task"
+    kind = "component"
 
-    pipeline: str
-    task: str
+    component: str
+    target: str
+    #: the set this artifact belongs to, by which it is selected
+    precision: str
+    nets: Tuple[Net, ...]
+    key_inputs: Mapping[str, Any]
+    tools: Mapping[str, str]
+    checkpoint: Checkpoint
+    build: Build
+    #: what this component really is within the set, where that differs (vision encoder ``int8``,
+    #: text decoder ``w8f16`` in one ``int8`` set)
+    built_as: Optional[str] = None
+    #: other components of the task that this artifact's nets compute as well
+    includes: Tuple[str, ...] = ()
+    rewrites: Tuple[Rewrite, ...] = ()
+    commands: Tuple[Tuple[str, ...], ...] = ()
+    device_memory_bytes: Optional[int] = None
+    #: precision int8: what it was calibrated with, and what became integers (sophon)
+    quantization: Optional[Quantization] = None
+
+    @property
+    def compiled_nets(self) -> Tuple[Net, ...]:
+        """All nets, each in every shape that it was compiled for."""
+        return tuple(shape for net in self.nets for shape in net.shapes)
+
+    def net(self, name: str) -> Net:
+        """The net called ``name``.
+
+        Raises:
+            ArtifactError: the artifact has no such net.
+        """
+        for net in self.nets:
+            if net.name == name:
+                return net
+        known = ", ".join(net.name for net in self.nets)
+        raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
+
+
+@dataclass(frozen=True)
+class TaskManifest(_Manifest):
+    """What must be known about a task, whatever the target; its files are the processor's."""
+
+    kind = "task"
+
     checkpoint: Checkpoint
     components: Tuple[str, ...]
     text: TextSettings
     image: ImageSettings
     dimensions: Dimensions
     shapes: StaticShapes
-    #: the processor files
-    files: Mapping[str, FileRecord]
-    key: str
-    #: the manifest's own path
-    path: Path = field(default=Path(), compare=False, metadata=NOT_IN_FILE)
-
-    def __post_init__(self) -> None:
-        _check_names(self.files)
-
-    @property
-    def folder(self) -> Path:
-        """The task folder."""
-        return self.path.parent
-
-    def check_files(self, *, digests: bool = True, remembered: bool = False) -> None:
-        """Checks the processor files as ``ComponentManifest.check_files`` does."""
-        check_files(self.path, self.folder, self.files, digests=digests, remembered=remembered)
 
 
 @dataclass(frozen=True)
-class CombinedManifest:
-    """All nets of a task for one target and precision in one file; written after it."""
+class CombinedManifest(_Manifest):
+    """All nets of a task for one target and precision in one file."""
 
-    kind: ClassVar[str] = "combined"
+    kind = "combined"
 
-    pipeline: str
-    task: str
     target: str
     precision: str
-    key: str
     key_inputs: Mapping[str, Any]
-    #: the one file
-    files: Mapping[str, FileRecord]
     commands: Tuple[Tuple[str, ...], ...]
     #: of the whole file
     device_memory_bytes: int
@@ -281,11 +260,9 @@ class CombinedManifest:
     #: component -> key of the artifact that went in
     components: Mapping[str, str]
     build: Build
-    #: the manifest's own path
-    path: Path = field(default=Path(), compare=False, metadata=NOT_IN_FILE)
 
     def __post_init__(self) -> None:
-        _check_names(self.files)
+        super().__post_init__()
         if len(self.files) != 1:
             raise ValueError(f"files: {len(self.files)} files, must be one")
 
@@ -331,7 +308,7 @@ def read_manifest(kind: Type[AnyManifest], path: Path, *, unknown: bool = True) 
             f"{path}: not a {kind.kind} manifest of schema_version {SCHEMA_VERSION}; rebuild it"
         )
     try:
-        return replace(from_json(kind, data, unknown=unknown), path=path)
+        return from_json(kind, {**data, "path": path}, unknown=unknown)
     except ValueError as error:
         raise _damaged(path, error) from None
 
@@ -352,12 +329,14 @@ def component_manifests(folder: Path) -> Iterator[ComponentManifest]:
         yield read_component_manifest(path)
 
 
-def manifest_data(manifest: Any) -> Dict[str, Any]:
-    """A manifest's JSON."""
-    return {"schema_version": SCHEMA_VERSION, "kind": manifest.kind, **as_dict(manifest)}
+def manifest_data(manifest: AnyManifest) -> Dict[str, Any]:
+    """What a manifest's file holds."""
+    data = {"schema_version": SCHEMA_VERSION, "kind": manifest.kind, **asdict(manifest)}
+    del data["path"]
+    return data
 
 
-def manifest_text(manifest: Any) -> str:
+def manifest_text(manifest: AnyManifest) -> str:
     """The content of a manifest's file: indented, trailing newline."""
     data = manifest_data(manifest)
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -365,14 +344,6 @@ def manifest_text(manifest: Any) -> str:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-def _check_names(files: Mapping[str, FileRecord]) -> None:
-    try:
-        for name in files:
-            check_name(name)
-    except ValueError as error:
-        raise ValueError(f"files: {error}") from None
 
 
 def _damaged(path: Path, reason: Any) -> ArtifactError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Mapping, Optional, Tuple, Union
 
-from .records import check_name
+from .records import check_names
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class HostLookup:
     table: str
 
     def __post_init__(self) -> None:
-        check_name(self.table)
+        check_names("table", self.table)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class NetVariant:
     work: Optional[Work] = None
 
     def __post_init__(self) -> None:
-        check_name(self.file)
+        check_names("file", self.file)
 
     @property
     def latency_ms(self) -> Optional[float]:
@@ -172,4 +172,4 @@ class Net(NetVariant):
 
 def _check_order(order: Tuple[int, ...]) -> None:
     if sorted(order) != list(range(len(order))):
-        raise ValueError(f"order {list(order)} is no permutation of axes")
+        raise ValueError(f"order: {list(order)} is no permutation of axes")

@@ -1,16 +1,17 @@
-"""Dataclasses as JSON: read strictly, every value of the type that its field says, and written."""
+"""JSON as frozen dataclasses, read strictly: every value has the type that its field names."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields, is_dataclass
-from functools import lru_cache
+from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache, partial
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import (
     Any,
-    Dict,
+    Callable,
     Literal,
     Mapping,
-    Tuple,
+    Optional,
+    Sequence,
     Type,
     TypeVar,
     Union,
@@ -21,128 +22,139 @@ from typing import (
 )
 
 Record = TypeVar("Record")
-
-#: ``metadata`` of a field that no file holds.
-NOT_IN_FILE: Mapping[str, Any] = {"in_file": False}
+#: Turns JSON into a value of one type. Its errors begin with the place inside the value.
+_Reader = Callable[[Any], Any]
 
 
 def from_json(kind: Type[Record], data: Any, *, unknown: bool = True) -> Record:
-    """What JSON says, as a dataclass; values that are dataclasses already stay as they are.
+    """A dataclass from JSON; ``dataclasses.asdict`` is the way back.
 
     Args:
-        kind: a dataclass whose fields are texts, numbers, dataclasses, tuples and mappings.
-        data: from ``json.loads``.
-        unknown: keys that the dataclass does not have are passed over.
+        kind: its fields are scalars, dataclasses, tuples and mappings.
+        data: from ``json.loads``; values that are dataclasses already stay.
+        unknown: passes over keys that the dataclass does not have.
 
     Raises:
-        ValueError: one line that begins with the key: missing, unknown, or of another type.
+        ValueError: a key is missing, unknown, or of another type; one line that begins with it.
     """
-    return cast(Record, _value(kind, data, "", unknown))
+    try:
+        record: Record = _reader(cast(Any, kind), unknown)(data)
+    except ValueError as error:
+        raise ValueError(str(error).lstrip(".: ")) from None
+    return record
 
 
-def as_dict(record: Any) -> Dict[str, Any]:
-    """What ``from_json`` reads back."""
-    inside = {field.name for field in fields(record) if field.metadata.get("in_file", True)}
-    return {name: value for name, value in asdict(record).items() if name in inside}
-
-
-def check_name(name: str) -> str:
-    """A file name from a manifest, if it stays inside the manifest's folder.
+def check_names(key: str, *names: str) -> None:
+    """Checks that file names stay inside the folder that they are relative to.
 
     Raises:
-        ValueError: empty, unprintable, absolute, drive-qualified, or climbing out with ``..``.
+        ValueError: a name is empty, unprintable, absolute, has a drive, or climbs with ``..``.
     """
-    if not name or not name.isprintable():
-        raise ValueError(f"{name!r} is not a file name")
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    climbs = ".." in posix.parts or ".." in windows.parts
-    if climbs or posix.is_absolute() or windows.drive or windows.root:
-        raise ValueError(f"{name!r} leaves the artifact's folder")
-    return name
+    for name in names:
+        if not name or not name.isprintable():
+            raise ValueError(f"{key}: {_short(name)} is not a file name")
+        posix, windows = PurePosixPath(name), PureWindowsPath(name)
+        climbs = ".." in posix.parts or ".." in windows.parts
+        if climbs or posix.is_absolute() or windows.drive or windows.root:
+            raise ValueError(f"{key}: {_short(name)} leaves the artifact's folder")
 
 
 @lru_cache(maxsize=None)
-def _fields(kind: Any) -> Dict[str, Tuple[Any, bool]]:
-    """Types by field name, and whether the field is needed."""
+def _reader(kind: Any, unknown: bool) -> _Reader:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if is_dataclass(kind):
+        return _record_reader(kind, unknown)
+    if origin is Literal:
+        return partial(_literal, inner)
+    if origin is None:
+        return partial(_scalar, kind)
+    readers = [_reader(one, unknown) for one in inner if one not in (Ellipsis, type(None))]
+    if origin is Union:
+        return partial(_union, readers, type(None) in inner)
+    if origin is tuple:
+        return partial(_tuple, readers[0], None if Ellipsis in inner else len(inner))
+    return partial(_mapping, readers[1])
+
+
+def _record_reader(kind: Any, unknown: bool) -> _Reader:
     hints = get_type_hints(kind)
-    return {
-        field.name: (
-            hints[field.name],
-            field.default is MISSING and field.default_factory is MISSING,
-        )
+    readers = {field.name: _reader(hints[field.name], unknown) for field in fields(kind)}
+    optional = {
+        field.name
         for field in fields(kind)
-        if field.metadata.get("in_file", True)
+        if not field.default is field.default_factory is MISSING
     }
 
-
-def _value(kind: Any, value: Any, where: str, unknown: bool) -> Any:
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _record(kind, value, where, unknown)
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any or (origin is Literal and value in inner):
-        return value
-    if origin is Union:
-        return _one_of(inner, value, where, unknown)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if inner[-1] is not Ellipsis and len(inner) != len(value):
-            raise ValueError(f"{where}: {len(value)} values, must be {len(inner)}")
-        return tuple(
-            _value(inner[0], item, f"{where}[{index}]", unknown) for index, item in enumerate(value)
-        )
-    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {
-            _value(inner[0], key, where, unknown): _value(
-                inner[1], item, f"{where}.{_short(key)}", unknown
-            )
-            for key, item in value.items()
+    def read(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        _check(isinstance(value, Mapping), value, "an object")
+        for name in readers:
+            if name not in value and name not in optional:
+                raise ValueError(f".{name}: this key is missing")
+        for name in () if unknown else value:
+            if name not in readers:
+                raise ValueError(f".{_short(name)}: this key is unknown")
+        given = {
+            name: _within(f".{name}", reader, value[name])
+            for name, reader in readers.items()
+            if name in value
         }
-    if (
-        isinstance(kind, type)
-        and isinstance(value, kind)
-        and isinstance(value, bool) == (kind is bool)
-    ):
-        return value
+        try:
+            return kind(**given)
+        except ValueError as error:
+            raise ValueError(f".{error}") from None
+
+    return read
+
+
+def _scalar(kind: Any, value: Any) -> Any:
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
-    name = getattr(kind, "__name__", str(kind).replace("typing.", ""))
-    raise ValueError(f"{where}: {_short(value)} is not of type {name}")
+    is_one = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _check(is_one, value, f"of type {kind.__name__}")
+    return value
 
 
-def _one_of(kinds: Tuple[Any, ...], value: Any, where: str, unknown: bool) -> Any:
-    if value is None and type(None) in kinds:
+def _literal(choices: Sequence[str], value: Any) -> Any:
+    _check(value in choices, value, f"one of {', '.join(choices)}")
+    return value
+
+
+def _union(readers: Sequence[_Reader], optional: bool, value: Any) -> Any:
+    if value is None and optional:
         return None
-    reason = None
-    for kind in kinds:
-        if kind is not type(None):
-            try:
-                return _value(kind, value, where, unknown)
-            except ValueError as error:
-                reason = reason or error
-    raise reason or ValueError(f"{where}: must be null")
+    for reader in readers[:-1]:
+        try:
+            return reader(value)
+        except ValueError:
+            continue
+    return readers[-1](value)
 
 
-def _record(kind: Any, data: Any, where: str, unknown: bool) -> Any:
-    if isinstance(data, kind):
-        return data
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: {_short(data)} is not an object")
-    known, inside = _fields(kind), f"{where}." if where else ""
-    missing = [name for name, (_, needed) in known.items() if needed and name not in data]
-    if missing:
-        raise ValueError(f"{inside}{missing[0]}: this key is missing")
-    more = [name for name in data if name not in known]
-    if more and not unknown:
-        raise ValueError(f"{inside}{_short(more[0])}: this key is unknown")
-    values = {
-        name: _value(hint, data[name], inside + name, unknown)
-        for name, (hint, _) in known.items()
-        if name in data
-    }
+def _tuple(reader: _Reader, length: Optional[int], value: Any) -> Any:
+    _check(isinstance(value, (list, tuple)), value, "a list")
+    _check(length in (None, len(value)), value, f"{length} values")
+    return tuple([_within(f"[{index}]", reader, item) for index, item in enumerate(value)])
+
+
+def _mapping(reader: _Reader, value: Any) -> Any:
+    _check(isinstance(value, Mapping), value, "an object")
+    return {key: _within(f".{_short(key)}", reader, item) for key, item in value.items()}
+
+
+def _within(place: str, reader: _Reader, value: Any) -> Any:
     try:
-        return kind(**values)
+        return reader(value)
     except ValueError as error:
-        # From __post_init__, which does not know where the record is.
-        raise ValueError(f"{inside}{error}") from None
+        raise ValueError(f"{place}{error}") from None
+
+
+def _check(fits: bool, value: Any, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f": {_short(value)} is not {wanted}")
 
 
 def _short(value: Any) -> str:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.manifest import as_dict, file_record, key_of
+from pipeline.manifest import file_record, key_of
 from tests.faults.graph_changes import (
     Change,
     attribute,
@@ -49,7 +50,7 @@ def manifest_of(folder: Path, component: str, target: str) -> Path:
 def resealed(path: Path) -> None:
     """The manifest agrees with the files beside it."""
     data = json.loads(path.read_text())
-    data["files"] = {name: as_dict(file_record(path.parent / name)) for name in data["files"]}
+    data["files"] = {name: asdict(file_record(path.parent / name)) for name in data["files"]}
     path.write_text(json.dumps(data))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.manifest import as_dict, file_record
+from pipeline.manifest import file_record
 
 Model = onnx.ModelProto
 Change = Callable[[Model], None]
@@ -21,7 +22,7 @@ def reseal(path: Path) -> None:
     """Makes the component's manifest agree with a changed file."""
     (manifest,) = [m for m in path.parent.glob("*.manifest.json") if path.stem == m.name[:-14]]
     data = json.loads(manifest.read_text())
-    data["files"][path.name] = as_dict(file_record(path))
+    data["files"][path.name] = asdict(file_record(path))
     manifest.write_text(json.dumps(data))
 
 

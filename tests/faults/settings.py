@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from pipeline.manifest import as_dict, file_record
+from pipeline.manifest import file_record
 
 Data = dict[str, Any]
 
@@ -40,7 +41,7 @@ def processor(name: str, change: Callable[[Data], None]) -> Callable[[Path], Non
         assert json.dumps(data) != before
         path.write_text(json.dumps(data))
         sealed = json.loads((folder / "manifest.json").read_text())
-        sealed["files"][f"processor/{name}"] = as_dict(file_record(path))
+        sealed["files"][f"processor/{name}"] = asdict(file_record(path))
         (folder / "manifest.json").write_text(json.dumps(sealed))
 
     return plant

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from configs.schema import TASK_COMPONENTS, Task, TaskConfig
-from pipeline.manifest import TaskManifest, as_dict
+from pipeline.manifest import TaskManifest
 from verify.checkpoint.trace import Checkpoint
 from verify.host.finding import Finding
 
@@ -93,7 +94,7 @@ def _sizes(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) -
             sizes.image_tokens,
             (vision.image_size // vision.patch_size) ** 2 + 1,
         ),
-        "shapes": (as_dict(manifest.shapes), config.shapes.model_dump()),
+        "shapes": (asdict(manifest.shapes), config.shapes.model_dump()),
         "components": (manifest.components, TASK_COMPONENTS[cast(Task, manifest.task)]),
     }
     if manifest.task == "itm":
