@@ -73,5 +73,6 @@ def read_manifest(kind: type[AnyManifest], path: Path) -> AnyManifest:
         value = getattr(found, field, None)
         for name in value if isinstance(value, tuple | dict) else (value,):
             if name is not None and name not in known:
-                raise InputError(f"{path}: {field}: {name!r} is unknown; rebuild the artifact")
+                unknown = ascii(name)[:60]
+                raise InputError(f"{path}: {field}: {unknown} is unknown; rebuild the artifact")
     return found

@@ -135,7 +135,7 @@ def test_a_call_takes_what_it_fills() -> None:
 def net(name: str, batch: int, past: int, *variants: Net) -> Net:
     specs = (TensorSpec("past.0.key", "past.0.key", (batch, past, 4, 32), "float16"),)
     axes = {"batch": batch, "past_tokens": past}
-    return Net(name, "x.bmodel", "step", specs, (), axes=axes, variants=variants)
+    return Net(name, "x.bmodel", specs, (), axes, artifact_net="step", variants=variants)
 
 
 def test_the_smallest_stage_that_fits_is_chosen() -> None:

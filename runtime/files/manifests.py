@@ -300,7 +300,7 @@ def read_manifest(kind: Type[AnyManifest], path: Path, *, unknown: bool = True) 
     version = data.pop("schema_version", None)
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: schema_version {version} is newer than this version reads "
+            f"{path}: schema_version {str(version)[:20]} is newer than this version reads "
             f"({SCHEMA_VERSION}); update it, or rebuild the artifact"
         )
     if version != SCHEMA_VERSION or data.pop("kind", None) != kind.kind:

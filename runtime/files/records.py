@@ -48,10 +48,10 @@ def check_names(key: str, *names: str) -> None:
     """Checks that file names stay inside the folder that they are relative to.
 
     Raises:
-        ValueError: a name is empty, unprintable, absolute, has a drive, or climbs with ``..``.
+        ValueError: a name is no file name, is absolute, has a drive, or climbs with ``..``.
     """
     for name in names:
-        if not name or not name.isprintable():
+        if not 0 < len(name) < 256 or not name.isprintable():
             raise ValueError(f"{key}: {_short(name)} is not a file name")
         posix, windows = PurePosixPath(name), PureWindowsPath(name)
         climbs = ".." in posix.parts or ".." in windows.parts
