@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from compile.backend import Backend, Job, Source, read_source
 from compile.bmodel.backend import SophonBackend
 from compile.bmodel.task_file import TaskFile
 from compile.ir.backend import OpenVinoBackend
 from configs.layout import Layout
-from configs.schema import OpenVinoTarget
+from configs.schema import Component, OpenVinoTarget
 from pipeline.build import Built, build_component, discard
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, output, steps
@@ -166,7 +167,8 @@ def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool
     for part in built.manifest.includes:
         # What this artifact computes as well needs none of its own.
         job = one.job
-        discard(job.layout.artifact(job.task, part, job.target, job.precision))
+        component = cast(Component, part)
+        discard(job.layout.artifact(job.task, component, job.target, job.precision))
     _discard_other_cores(one.job)
     progress.done(None if built.reused else _line(one.job, built.manifest))
     return built

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.manifest import (
     file_record,
     file_sha256,
     key_of,
+    manifest_text,
     read_manifest,
 )
 
@@ -57,13 +58,17 @@ def tool_versions(*distributions: str) -> dict[str, str]:
     return versions
 
 
-def files_match(folder: Path, files: dict[str, FileRecord]) -> bool:
+def files_match(folder: Path, files: Mapping[str, FileRecord]) -> bool:
     """Whether every recorded file is there with its recorded size and digest."""
-    for name, record in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != record.size_bytes:
-            return False
-    return all(file_sha256(folder / name) == record.sha256 for name, record in files.items())
+    try:
+        sizes = all(
+            (folder / name).stat().st_size == record.size_bytes for name, record in files.items()
+        )
+        return sizes and all(
+            file_sha256(folder / name) == record.sha256 for name, record in files.items()
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def current(location: Location, key: str) -> ComponentManifest | None:
@@ -85,19 +90,24 @@ def peak_memory_bytes() -> int:
 
 
 def as_json(model: BaseModel) -> str:
-    """Manifest text: indented, trailing newline."""
+    """The content of a report's file: indented, trailing newline."""
     return model.model_dump_json(indent=1) + "\n"
 
 
 def discard(location: Location) -> None:
-    """Removes an artifact that another one replaces; its manifest goes first."""
+    """Removes an artifact that another one replaces; its manifest goes first.
+
+    What its manifest lists under other names than the artifact's own stays.
+    """
     try:
         manifest = read_manifest(ComponentManifest, location.manifest)
     except InputError:
         return
     location.manifest.unlink(missing_ok=True)
+    stems = {location.stem, *(f"{location.stem}_{net.name}" for net in manifest.nets)}
     for name in manifest.files:
-        (location.folder / name).unlink(missing_ok=True)
+        if Path(name).name == name and name.partition(".")[0] in stems:
+            (location.folder / name).unlink(missing_ok=True)
 
 
 def build_component(
@@ -127,6 +137,7 @@ def build_component(
                 str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()
             )
             manifest = ComponentManifest(
+                path=location.manifest,
                 key=key,
                 key_inputs=key_inputs,
                 files={name: file_record(temporary / name) for name in names},
@@ -137,5 +148,5 @@ def build_component(
                 **fields,
             )
             publish(temporary, location.folder, names, location.manifest)
-            write_atomically(location.manifest, as_json(manifest))
+            write_atomically(location.manifest, manifest_text(manifest))
         return Built(manifest, reused=False)

@@ -6,18 +6,24 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import artifact_lock, staging
 from pipeline.build import files_match
-from pipeline.manifest import FileRecord, file_record, key_of
+from pipeline.manifest import FileRecord, file_record, from_json, key_of
 
 _CONTENTS = "contents.json"
 #: A folder that no run has used for this long is removed when another of its name is made. Another
 #: run may just be at work with the previous one, so being out of date is not enough.
 _KEPT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class _Contents:
+    files: Mapping[str, FileRecord]
 
 
 def cached_path(work: Path, name: str, key_inputs: dict[str, Any]) -> Path:
@@ -39,7 +45,7 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
         with staging(work, name) as temporary:
             make(temporary)
             records = {
-                file.name: file_record(file).model_dump()
+                file.name: asdict(file_record(file))
                 for file in sorted(temporary.iterdir())
                 if file.is_file()
             }
@@ -58,7 +64,8 @@ def _remove_unused(work: Path, name: str) -> None:
 
 def _complete(path: Path) -> bool:
     try:
-        records = json.loads((path / _CONTENTS).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        data = json.loads((path / _CONTENTS).read_text(encoding="utf-8"))
+        contents = from_json(_Contents, {"files": data})
+    except (OSError, ValueError, RecursionError):
         return False
-    return files_match(path, {name: FileRecord(**record) for name, record in records.items()})
+    return files_match(path, contents.files)

@@ -135,7 +135,7 @@ def test_a_call_takes_what_it_fills() -> None:
 def net(name: str, batch: int, past: int, *variants: Net) -> Net:
     specs = (TensorSpec("past.0.key", "past.0.key", (batch, past, 4, 32), "float16"),)
     axes = {"batch": batch, "past_tokens": past}
-    return Net(name, "x.bmodel", "step", specs, (), axes=axes, variants=variants)
+    return Net(name, "x.bmodel", specs, (), axes, artifact_net="step", variants=variants)
 
 
 def test_the_smallest_stage_that_fits_is_chosen() -> None:
@@ -194,8 +194,8 @@ def test_two_stages_of_one_file_answer_as_one_by_one(
     (path,) = (pipeline.root / "caption" / "BM1684X").glob("*.manifest.json")
     manifest = read_component_manifest(path)
     (made,) = manifest.nets
-    assert [stage.name for stage in made.stages] == ["main", "main_3b"]
-    assert {stage.file for stage in made.stages} == {made.file}
+    assert [net.name for net in made.compiled_nets] == ["main", "main_3b"]
+    assert {net.file for net in made.compiled_nets} == {made.file}
     (spec,) = made.inputs
     rows = np.random.default_rng(0).normal(size=(4, *map(int, spec.shape[1:])))
     with SimulatedSession(manifest, SessionOptions(device="simulator")) as session:

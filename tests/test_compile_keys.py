@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def keys_with_new_digest(decoder: PrivatePipeline, path: Path, graph: Path) -> d
     from pipeline.manifest import file_record
 
     data = json.loads(path.read_text())
-    data["files"]["text_decoder.onnx"] = file_record(graph).model_dump()
+    data["files"]["text_decoder.onnx"] = asdict(file_record(graph))
     path.write_text(json.dumps(data))
     return keys(decoder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +107,10 @@ def test_a_wrong_rewrite_is_refused(
     def unscaled(model: openvino.Model, net: Net) -> Rewritten:
         found = original(model, net)
         specs = tuple(
-            spec.model_copy(update={"layout": spec.layout.model_copy(update={"scale": 1.0})})
-            if spec.layout
-            else spec
+            replace(spec, layout=replace(spec.layout, scale=1.0)) if spec.layout else spec
             for spec in found.net.inputs
         )
-        return Rewritten(found.sites, found.net.model_copy(update={"inputs": specs}))
+        return Rewritten(found.sites, replace(found.net, inputs=specs))
 
     monkeypatch.setattr(ready_cross_keys, "rewrite", unscaled)
     job, source = pipeline.job("text_decoder", "openvino", "f16"), pipeline.source("text_decoder")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import runtime.errors as runtime_errors
-from configs.errors import BlipEdgeError, InputError, ToolError
+from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
 from configs.precisions import PRECISIONS, Arithmetic, Precision
@@ -24,21 +22,13 @@ from configs.schema import (
 )
 from pipeline.command import Selection
 from pipeline.manifest import TaskManifest, key_of, read_manifest
+from pipeline.runtime_errors import runtime_failures as runtime_failures
 from pipeline.settings import artifact_settings, differences
 from runtime.files.manifests import ComponentManifest, component_manifests
 from verify.parity.lineage import recorded_inputs
 
 ONNX = "onnx"
-
-
-@contextmanager
-def runtime_failures() -> Iterator[None]:
-    """Turns the runtime's errors into the pipeline's, with the same text and exit code."""
-    try:
-        yield
-    except runtime_errors.BlipEdgeError as error:
-        kind: type[BlipEdgeError] = InputError if error.exit_code == 2 else ToolError
-        raise kind(str(error)) from error
+_COSTS = ("estimate", "fusions", "work", "variants")
 
 
 @dataclass(frozen=True)
@@ -194,12 +184,13 @@ def _collect(
 def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
     for component, manifest in artifacts.components.items():
         rebuild = artifacts.rebuild(_task(manifest))
+        weights = onnx.components[component].checkpoint.weights_sha256
         try:
             manifest.check_files()
         except runtime_errors.ArtifactError as error:
             reason = str(error).split(";")[0]
             raise InputError(f"{reason}; run: {rebuild} FORCE=1") from None
-        if manifest.weights_sha256 != onnx.components[component].weights_sha256:
+        if manifest.checkpoint.weights_sha256 != weights:
             raise InputError(
                 f"{shown(manifest.path)}: made from other weights than the exported {component}; "
                 f"run: {rebuild}"
@@ -213,17 +204,17 @@ def _check_settings(
         if manifest.component != component:
             continue  # a part of another one
         recorded = recorded_inputs(manifest).get("settings")
-        names = (task.task, component, target, artifacts.precision)
-        wanted = artifact_settings(pipeline, *names, task.dimensions.image_tokens)
+        names = (component, target, artifacts.precision)
+        wanted = artifact_settings(pipeline, _task(task), *names, task.dimensions.image_tokens)
         found = list(differences(recorded or {}, wanted))
         if found:
             reason = f"settings.{found[0]}" if recorded else "no settings are recorded"
             raise InputError(
-                f"{shown(manifest.path)}: stale: {reason}; run: {artifacts.rebuild(task.task)}"
+                f"{shown(manifest.path)}: stale: {reason}; run: {artifacts.rebuild(_task(task))}"
             )
 
 
-def _task(manifest: ComponentManifest) -> Task:
+def _task(manifest: ComponentManifest | TaskManifest) -> Task:
     for task in TASK_COMPONENTS:
         if task == manifest.task:
             return task
@@ -237,8 +228,10 @@ def digest(manifest: ComponentManifest) -> dict[str, str]:
 
 def identity(manifest: ComponentManifest) -> dict[str, Any]:
     """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
-    nets = [asdict(replace(net, latency_ms=None)) for net in manifest.nets]
-    return {"files": digest(manifest), "nets": nets}
+    shapes = [asdict(net) for net in manifest.compiled_nets]
+    # What a net costs changes no answer.
+    decides = [{k: v for k, v in net.items() if k not in _COSTS} for net in shapes]
+    return {"files": digest(manifest), "nets": decides}
 
 
 def identity_digest(manifest: ComponentManifest) -> str:

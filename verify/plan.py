@@ -15,7 +15,7 @@ from configs.schema import Component, TokenCheck
 from configs.tolerances import Gap, Gate, judged_as, tolerances_digest
 from pipeline.build import tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import key_of
+from pipeline.manifest import key_of, manifest_data
 from pipeline.sources import source_digest
 from verify.answers.quality import NamedGate, asked_agreement, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
@@ -167,7 +167,7 @@ def _combined(
         subject = Subject(
             "combined_file", task.task, None, artifacts.name, artifacts.precision, "file"
         )
-        inputs = {"file": combined.record.sha256, "artifacts": artifacts.identities}
+        inputs = {"file": combined.files[combined.file].sha256, "artifacts": artifacts.identities}
         yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
 
 
@@ -185,7 +185,7 @@ def _host(selection: Selection, task: TaskArtifacts) -> Planned:
     subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "host")
     inputs = {
         "onnx": task.onnx.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "checkpoint": checkpoint_files(selection.pipeline.tasks[task.task]),
         "task": selection.pipeline.tasks[task.task].model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
@@ -208,7 +208,7 @@ def _component(
     inputs = {
         "onnx": task.onnx.identities,
         "artifact": artifacts.identities[component],
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
     }
@@ -241,9 +241,9 @@ def _answers(
     inputs = {
         "quality": quality.gate.model_dump(mode="json") if quality else None,
         "artifacts": artifacts.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
         "tokens": tokens.model_dump(mode="json"),
         "agreement": asked.min_agreement if asked else None,
+        "task_manifest": manifest_data(task.manifest),
         "seed": selection.pipeline.verify.seed,
         "tools": tool_versions("transformers", "torch"),
     }

@@ -222,7 +222,7 @@ class SophonBackend:
             if PRECISIONS[job.built_as].weights != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
                 rows = rows.astype(np.float16)
             np.save(folder / table, rows)
-            copied.append(lookup.model_copy(update={"table": table}))
+            copied.append(replace(lookup, table=table))
         return tuple(copied)
 
     def _nets(
@@ -255,7 +255,7 @@ class SophonBackend:
             )
         for net, ones in variants.items():
             axes = _lengths(next(shape for shape in prepared.nets if shape.name == net))
-            found[net] = found[net].model_copy(update={"axes": axes, "variants": tuple(ones)})
+            found[net] = replace(found[net], axes=axes, variants=tuple(ones))
         return tuple(found.values())
 
     def _stage(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from pipeline.atomic import artifact_lock, publish, staging
 from pipeline.atomic import write_atomically as write
 from pipeline.build import files_match
 from pipeline.manifest import (
-    SCHEMA_VERSION,
+    Build,
+    CombinedManifest,
     ComponentManifest,
-    FileRecord,
     file_record,
     key_of,
+    manifest_text,
     read_manifest,
 )
 from pipeline.sources import source_digest
@@ -97,31 +97,34 @@ class TaskFile:
                 file = location.file(".bmodel").name
                 record = file_record(folder / file)
                 publish(folder, location.folder, [file], self.description)
-            data = {
-                **{"schema_version": SCHEMA_VERSION, "kind": "combined"},
-                **{"pipeline": self.layout.pipeline.name, "task": self.task},
-                **{"target": self.target.name, "precision": self.precision},
-                **{"key": key, "key_inputs": key_inputs, "files": {file: record.model_dump()}},
+            made = CombinedManifest(
+                path=self.description,
+                pipeline=self.layout.pipeline.name,
+                task=self.task,
+                target=self.target.name,
+                precision=self.precision,
+                key=key,
+                key_inputs=key_inputs,
+                files={file: record},
+                components={name: manifest.key for name, manifest in manifests.items()},
+                build=Build(seconds=round(time.perf_counter() - started, 3)),
                 **fields,
-                "components": key_inputs["components"],
-                "build": {"seconds": round(time.perf_counter() - started, 3)},
-            }
-            write(self.description, json.dumps(data, indent=1) + "\n")
+            )
+            write(self.description, manifest_text(made))
         return True
 
     def _current(self, key: str) -> bool:
         try:
-            data: dict[str, Any] = json.loads(self.description.read_text())
-            records = {name: FileRecord(**record) for name, record in data["files"].items()}
-            return bool(data["key"] == key) and files_match(self.location.folder, records)
-        except (OSError, ValueError, KeyError, TypeError):
+            found = read_manifest(CombinedManifest, self.description)
+        except InputError:
             return False
+        return found.key == key and files_match(self.location.folder, found.files)
 
     def _combine(
         self, tools: VendorTools, manifests: Mapping[str, ComponentManifest], folder: Path
     ) -> dict[str, Any]:
         nets = [net for manifest in manifests.values() for net in manifest.nets]
-        parts = sorted({stage.file for net in nets for stage in net.stages})
+        parts = sorted({shape.file for net in nets for shape in net.shapes})
         for part in parts:
             (folder / part).symlink_to(self.location.folder / part)
         argv = self._argv(parts)
@@ -142,12 +145,12 @@ class TaskFile:
                 {(t.name, t.shape, t.dtype) for t in (*stage.inputs, *stage.outputs)}
                 for stage in info.nets.get(name, ())
             ]
-            for stage in net.stages:
-                tensors = (*stage.inputs, *stage.outputs)
+            for shape in net.shapes:
+                tensors = (*shape.inputs, *shape.outputs)
                 if {(t.artifact_name, t.shape, t.dtype) for t in tensors} not in made:
                     raise ToolError(f"{file}: net {name} is not as in its own file")
         return {
-            "commands": [list(argv)],
+            "commands": (tuple(argv),),
             "device_memory_bytes": info.device_memory_bytes,
             "tools": {"tpu_mlir": command_lines.version()},
         }

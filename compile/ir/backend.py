@@ -7,6 +7,7 @@ attention kernel that answers wrongly in bf16 (docs/adr/0006-openvino-decoder.md
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ class OpenVinoBackend:
             **manifest_fields(job, source),
             "includes": includes(job.task, job.component),
             "rewrites": prepared.rewrites,
-            "nets": (net.model_copy(update={"file": xml.name}),),
+            "nets": (replace(net, file=xml.name),),
             "tools": _tools(job),
         }
 
@@ -114,7 +115,7 @@ class OpenVinoBackend:
             xml = folder / f"{job.location.stem}{suffix}.xml"
             found = checked(_save(model, xml, job), net, xml)
             _check_size(xml.with_suffix(".bin"), job, source.size_bytes)
-            nets.append(found.model_copy(update={"file": xml.name}))
+            nets.append(replace(found, file=xml.name))
         return {**manifest_fields(job, source), "nets": tuple(nets), "tools": _tools(job)}
 
 
@@ -186,7 +187,7 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
         for spec in specs:
             if spec.name in states:
                 by_state = {n: st.artifact_name for st in net.states for n in (st.past, st.new)}
-                result.append(spec.model_copy(update={"artifact_name": by_state[spec.name]}))
+                result.append(replace(spec, artifact_name=by_state[spec.name]))
                 continue
             port = found.get(spec.name)
             if port is None:
@@ -203,14 +204,13 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
                     f"expected {axes}"
                 )
             dtype = port.get_element_type().to_dtype().name
-            result.append(spec.model_copy(update={"artifact_name": spec.name, "dtype": dtype}))
+            result.append(replace(spec, artifact_name=spec.name, dtype=dtype))
         return result
 
-    return net.model_copy(
-        update={
-            "inputs": tuple(matched(net.inputs, model.inputs, "input")),
-            "outputs": tuple(matched(net.outputs, model.outputs, "output")),
-        }
+    return replace(
+        net,
+        inputs=tuple(matched(net.inputs, model.inputs, "input")),
+        outputs=tuple(matched(net.outputs, model.outputs, "output")),
     )
 
 

@@ -16,7 +16,7 @@ from compile.ir.plan import MERGE, rewrite_names
 from compile.ir.rewrites import RewriteModule, Rewritten, merged_cross_key_values
 from configs.errors import InputError
 from configs.load import shown
-from configs.schema import Task
+from configs.schema import Component, Task
 from pipeline.manifest import Net, Rewrite
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def prepare(task: Task, source: Source, included: Sequence[Source]) -> Prepared:
         ToolError: it is not what export writes.
         ParityError: a rewrite changes what it computes.
     """
-    component = source.manifest.component
+    component = cast(Component, source.manifest.component)
     prepared = Prepared(read_graph(source.onnx), source.manifest.nets[0])
     names = rewrite_names(task, component)
     if not names:

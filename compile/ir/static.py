@@ -74,9 +74,9 @@ def fixed(
 
     def bound(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         shapes = bind(specs, axes)
-        return tuple(spec.model_copy(update={"shape": shapes[spec.name]}) for spec in specs)
+        return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
 
-    net = exported.model_copy(
-        update={"name": name, "inputs": bound(exported.inputs), "outputs": bound(exported.outputs)}
+    net = replace(
+        exported, name=name, inputs=bound(exported.inputs), outputs=bound(exported.outputs)
     )
     return model, net

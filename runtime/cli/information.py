@@ -44,11 +44,10 @@ def info(options: argparse.Namespace) -> int:
             continue
         if index:
             print()
-        source = manifest.checkpoint.get("source", "?")
-        weights = str(manifest.checkpoint.get("weights_sha256", "?"))
+        checkpoint = manifest.checkpoint
         size = manifest.dimensions
         print(f"{manifest.pipeline}/{manifest.task}  ({folder})")
-        print(f"checkpoint  {source}  weights sha256 {weights[:16]}")
+        print(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
         print(
             f"model       image {manifest.image.height} x {manifest.image.width}, "
             f"{size.image_tokens} image tokens, {size.layers} text layers, {size.heads} heads of "
@@ -87,7 +86,7 @@ def _size_bytes(item: ComponentManifest) -> int:
 def _components(found: List[ComponentManifest]) -> str:
     rows = []
     for item in found:
-        for index, net in enumerate(item.stages):
+        for index, net in enumerate(item.compiled_nets):
             first = index == 0
             memory = item.device_memory_bytes
             rows.append(
@@ -110,7 +109,7 @@ def _signatures(found: List[ComponentManifest]) -> List[str]:
     """Shapes of every net; targets that share them are named together."""
     targets: Dict[Tuple[str, str, str], List[str]] = {}
     for item in found:
-        for net in item.stages:
+        for net in item.compiled_nets:
             shapes = f"{_shapes(net.inputs)} -> {_shapes(net.outputs)}"
             targets.setdefault((item.component, net.name, shapes), []).append(item.target)
     lines = []
@@ -150,7 +149,7 @@ def _totals(found: List[ComponentManifest], heap_mib: Optional[int]) -> List[str
         lines.append(f"{target} {precision}: {mebibytes(total)} MiB of files; tools: {versions}")
         memory = [item.device_memory_bytes for item in items if item.device_memory_bytes]
         if target not in HOST_TARGETS and memory:
-            lines.append("  " + _heap(items[0].memory_layout_mib, sum(memory), heap_mib))
+            lines.append("  " + _heap(items[0].memory_layout_mib or {}, sum(memory), heap_mib))
     return lines
 
 
@@ -184,13 +183,13 @@ def _record(item: ComponentManifest) -> Dict[str, Any]:
                 "outputs": {spec.name: list(spec.shape) for spec in net.outputs},
                 "estimate_ms": net.latency_ms,
             }
-            for net in item.stages
+            for net in item.compiled_nets
         ],
         "files": {name: record.sha256 for name, record in item.files.items()},
         "size_bytes": _size_bytes(item),
         "device_memory_bytes": item.device_memory_bytes,
         "tools": dict(item.tools),
-        "rewrites": [rewrite.get("name") for rewrite in item.rewrites],
+        "rewrites": [rewrite.name for rewrite in item.rewrites],
     }
 
 

@@ -95,7 +95,6 @@ def _described(tensor: Any) -> Dict[str, Any]:
         "dtype": tensor.dtype,
         "array_dtype": tensor.data.dtype.name,
         "scale": tensor.qscale,
-        "zero_point": tensor.qzero_point,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from configs.schema import EvaluateConfig, PipelineConfig
 from pipeline.build import tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import key_of
+from pipeline.manifest import key_of, manifest_data
 from pipeline.sources import source_digest
 from verify.answers.cases import new_tokens
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
@@ -60,7 +60,7 @@ class Subject:
         manifest = self.task.manifest
         decides: dict[str, Any] = {
             "new_tokens": self.new_tokens,
-            "task_manifest": manifest.model_dump(mode="json"),
+            "task_manifest": manifest_data(manifest),
         }
         if self.artifacts is None:
             decides["sources"] = _sources("runtime", "verify.opened")

@@ -114,11 +114,7 @@ def _used(
 def _text_length(target: ComponentManifest) -> int | None:
     names = (_IDS, *(lookup.input for net in target.nets for lookup in net.host_lookups))
     lengths = [
-        spec.shape[1]
-        for net in target.nets
-        for variant in net.stages
-        for spec in variant.inputs
-        if spec.name in names
+        spec.shape[1] for net in target.compiled_nets for spec in net.inputs if spec.name in names
     ]
     return max((length for length in lengths if isinstance(length, int)), default=None)
 

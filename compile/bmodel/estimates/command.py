@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +91,7 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
 
 
-def _operations(counts: dict[str, int]) -> str:
+def _operations(counts: Mapping[str, int]) -> str:
     """Thousand millions, by arithmetic where it is known."""
     return " ".join(
         f"{count / 1e9:.2f}" if arithmetic == "all" else f"{arithmetic} {count / 1e9:.2f}"
