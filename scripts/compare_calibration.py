@@ -19,14 +19,16 @@ import typer
 
 from compile.backend import Job, read_source
 from compile.bmodel.backend import SophonBackend
+from compile.bmodel.build import BModelBuild
 from compile.bmodel.integers.quantizer import (
     Calibrated,
     NetToQuantize,
     calibrate,
     calibration_inputs,
+    net_to_quantize,
 )
+from compile.bmodel.plan import BModelPlan, NetPlan
 from compile.bmodel.prepare import Prepared
-from compile.bmodel.steps import Graph, Steps
 from configs.errors import BlipEdgeError, ConfigError
 from configs.layout import Layout, Location
 from configs.schema import Component, Task
@@ -66,17 +68,17 @@ class Way:
     seconds: float = 0.0
 
 
-class _Steps(Steps):
+class _Build(BModelBuild):
     """Leaves the work folder's MLIR alone: SmoothQuant changes its copy."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(MemoryBudget(_MEMORY_BYTES), VendorTools())
         self._folder = folder
 
-    def transform(self, graph: Graph, net: str, weights_bytes: int) -> Path:
+    def transform(self, plan: BModelPlan, net: NetPlan, weights_bytes: int) -> Path:
         """A copy of the net's top-level MLIR."""
-        top = super().transform(graph, net, weights_bytes)
-        return Path(shutil.copytree(top, self._folder / "top" / net))
+        top = super().transform(plan, net, weights_bytes)
+        return Path(shutil.copytree(top, self._folder / "top" / net.name))
 
 
 class _Backend(SophonBackend):
@@ -84,20 +86,19 @@ class _Backend(SophonBackend):
 
     def __init__(self, way: Way, folder: Path) -> None:
         super().__init__(MemoryBudget(_MEMORY_BYTES), VendorTools())
-        self._steps = _Steps(folder)
+        self._build = _Build(folder)
         self._way = way
         self._folder = folder
 
     def _calibrated(
-        self, job: Job, net: str, prepared_folder: Path, prepared: Prepared, top: Path
+        self, plan: BModelPlan, net: NetPlan, prepared: Prepared, top: Path
     ) -> Calibrated:
-        name = job.component if net == "main" else f"{job.component}_{net}"
-        one = NetToQuantize(job, net, name, prepared_folder, prepared, top)
+        one = net_to_quantize(plan, net, prepared, top)
         started = time.perf_counter()
         try:
             if self._way.options is None:
                 return calibrate(one)
-            return _vendor(one, self._way.options, self._folder / net)
+            return _vendor(one, self._way.options, self._folder / net.name)
         finally:
             self._way.seconds += time.perf_counter() - started
 
@@ -136,8 +137,9 @@ def _built(job: Job, way: Way, folder: Path) -> ComponentManifest:
     source = read_source(job.layout, job.task, job.component)
     location = Location(folder / "artifact", job.location.stem)
     backend = _Backend(way, folder)
+    plan = backend.plan(job, source)
     keys = {"way": list(way.options or ()), "folder": str(folder)}
-    return build_component(location, keys, lambda at: backend.build(job, source, at)).manifest
+    return build_component(location, keys, lambda at: backend.build(plan, at)).manifest
 
 
 def _answers(bench: TaskBench, artifacts: TargetArtifacts, scenes: int) -> str:
