@@ -131,7 +131,7 @@ INTEGERS = ("openvino int8 * vision_encoder", "bm1684x int8 itm *", "bm1684x int
         ("compile/ir/static.py", ("openvino_npu *",)),
         ("compile/ir/backend.py", ("openvino *", "openvino_npu *")),
         ("compile/bmodel/rewrites/expand_attention_masks.py", ("bm1688 *",)),
-        ("compile/bmodel/steps.py", ("bm*",)),
+        ("compile/bmodel/build.py", ("bm*",)),
         ("compile/bmodel/integers/search.py", INTEGERS[1:]),
         ("compile/graphs/static_graph.py", ("openvino*", "bm*")),
         ("pipeline/tpu_tools/command_lines.py", ("bm*",)),
