@@ -11,7 +11,7 @@ from compile.backend import Job, Plan, Source, own
 from configs.layout import Location
 from configs.load import shown
 from configs.precisions import PRECISIONS, Precision
-from configs.schema import Component, Task
+from configs.schema import Component, OpenVinoTarget, Task
 from pipeline.net_shapes import NetShape, net_shapes
 
 #: Rewrites of each component, in order; names of modules in compile/ir/rewrites.
