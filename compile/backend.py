@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from configs.errors import InputError
 from configs.layout import Layout, Location
@@ -17,7 +17,9 @@ from configs.schema import Component, SophonTarget, TargetConfig, Task
 from pipeline.build import files_match
 from pipeline.manifest import ComponentManifest, FileRecord, TaskManifest, read_manifest
 from pipeline.settings import artifact_settings, built_as
-from pipeline.tpu_tools.process import VendorTools
+
+if TYPE_CHECKING:
+    from pipeline.tpu_tools.process import VendorTools
 
 #: Memory that steps side by side may take together, beside this process.
 BUDGET_BYTES = 5_200_000_000

@@ -23,10 +23,11 @@ from configs.schema import TASK_COMPONENTS
 from pipeline.build import tool_versions
 from pipeline.manifest import Net, TensorSpec
 from pipeline.sources import source_digest
-from pipeline.tpu_tools.process import MemoryBudget
 
 if TYPE_CHECKING:
     import openvino
+
+    from pipeline.tpu_tools.process import MemoryBudget
 
 #: Numbers of bytes that are no weights: shapes, indices, scalars.
 _SLACK_BYTES = 65_536
