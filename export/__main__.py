@@ -43,16 +43,17 @@ def main(
 
 
 def _print_plan(plans: list[TaskPlan]) -> None:
+    """Comment lines: the compile stage's dry run goes on with a shell script."""
     for item in plans:
         identity = item.files.identity
         revision = f" at {identity.revision}" if identity.revision else ""
-        output.print(f"{item.task}: {identity.source}{revision}, {identity.architecture}")
+        output.print(f"# {item.task}: {identity.source}{revision}, {identity.architecture}")
         state = "unchanged" if item.task_item.reusable else "build"
         path = item.task_item.layout.task_manifest(item.task)
-        output.print(f"  {state:9}  {shown(path)}", soft_wrap=True)
+        output.print(f"#   {state:9}  {shown(path)}", soft_wrap=True)
         for entry in item.items:
             state = "unchanged" if entry.reusable else "build"
-            output.print(f"  {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
+            output.print(f"#   {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,29 @@ from pipeline.atomic import artifact_lock, staging
 from pipeline.build import files_match
 from pipeline.manifest import FileRecord, file_record, key_of
 
-_CONTENTS = "contents.json"
+#: What an intermediate's folder has, written last.
+CONTENTS = "contents.json"
 #: A folder that no run has used for this long is removed when another of its name is made. Another
 #: run may just be at work with the previous one, so being out of date is not enough.
 _KEPT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """An intermediate that a plan names before it is made."""
+
+    work: Path
+    name: str
+    key_inputs: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be."""
+        return cached_path(self.work, self.name, self.key_inputs)
+
+    def made(self, make: Callable[[Path], None]) -> Path:
+        """Its folder, complete; see :func:`cached`."""
+        return cached(self.work, self.name, self.key_inputs, make)
 
 
 def cached_path(work: Path, name: str, key_inputs: dict[str, Any]) -> Path:
@@ -34,7 +54,7 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
     path = cached_path(work, name, key_inputs)
     with artifact_lock(work, name):
         if _complete(path):
-            os.utime(path / _CONTENTS)
+            os.utime(path / CONTENTS)
             return path
         with staging(work, name) as temporary:
             make(temporary)
@@ -43,7 +63,7 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
                 for file in sorted(temporary.iterdir())
                 if file.is_file()
             }
-            (temporary / _CONTENTS).write_text(json.dumps(records, indent=1))
+            (temporary / CONTENTS).write_text(json.dumps(records, indent=1))
             _remove_unused(work, name)
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
@@ -51,14 +71,14 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
 
 
 def _remove_unused(work: Path, name: str) -> None:
-    for contents in work.glob(f"{name}.*/{_CONTENTS}"):
+    for contents in work.glob(f"{name}.*/{CONTENTS}"):
         if time.time() - contents.stat().st_mtime > _KEPT_S:
             shutil.rmtree(contents.parent, ignore_errors=True)
 
 
 def _complete(path: Path) -> bool:
     try:
-        records = json.loads((path / _CONTENTS).read_text())
+        records = json.loads((path / CONTENTS).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
     return files_match(path, {name: FileRecord(**record) for name, record in records.items()})

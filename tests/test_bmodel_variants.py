@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
+from compile.bmodel.build import check_buffers
 from compile.bmodel.info import parse_info
-from compile.bmodel.steps import check_buffers
 from configs.errors import ConfigError, ToolError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
 from pipeline.command import select
-from pipeline.net_shapes import largest_first, net_of, net_shapes
+from pipeline.net_shapes import largest_first, net_shapes
 from runtime.decoding.batching import row_groups, run_rows
 from runtime.files.manifests import read_component_manifest
 from runtime.files.nets import Net, TensorSpec
@@ -50,7 +50,6 @@ def test_each_net_varies_in_what_it_depends_on() -> None:
         *("first_pass", "first_pass_4t"),
         *("step", "step_3b", "step_8p", "step_8p_3b", "step_16p", "step_16p_3b"),
     ]
-    assert net_of("caption", "text_decoder", "first_pass_4t") == "first_pass"
 
 
 def test_the_first_stage_is_the_largest_in_every_axis() -> None:

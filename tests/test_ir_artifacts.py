@@ -19,6 +19,7 @@ from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.manifest import ComponentManifest, Net, TensorSpec, read_manifest
 from pipeline.net_shapes import net_shapes
+from pipeline.tpu_tools.process import MemoryBudget
 from runtime.files.manifests import read_task_manifest
 from tests.compile_private import private_pipeline
 
@@ -115,8 +116,9 @@ def test_a_wrong_rewrite_is_refused(
 
     monkeypatch.setattr(ready_cross_keys, "rewrite", unscaled)
     job, source = pipeline.job("text_decoder", "openvino", "f16"), pipeline.source("text_decoder")
+    backend = OpenVinoBackend(MemoryBudget(1))
     with pytest.raises(ParityError, match=r"rewrite ready_cross_keys.*differs"):
-        OpenVinoBackend().build(job, source, tmp_path)
+        backend.build(backend.plan(job, source), tmp_path)
 
 
 def test_self_attention_and_its_cache_are_one_kernel(openvino_artifacts: Path) -> None:

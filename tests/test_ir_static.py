@@ -7,7 +7,8 @@ from pathlib import Path
 import openvino
 import pytest
 
-from compile.ir.static import LEAST_QUERY_TOKENS, fixed, static_model, static_shapes
+from compile.ir.plan import LEAST_QUERY_TOKENS, static_shapes
+from compile.ir.static import fixed, static_model
 from configs.errors import ToolError
 from pipeline.manifest import ComponentManifest, read_manifest
 from pipeline.net_shapes import NetShape

@@ -94,7 +94,8 @@ def keys() -> dict[str, str]:
             found[f"export {task_plan.task} {item.component}"] = key_of(item.key_inputs)
     backends = compile_pipeline.backends(MemoryBudget(1), VendorTools())
     for job, source in jobs():
-        inputs = backends[job.target.backend].key_inputs(job, source)
+        backend = backends[job.target.backend]
+        inputs = backend.key_inputs(backend.plan(job, source))
         found[f"{job.target.name} {job.precision} {job.task} {job.component}"] = key_of(inputs)
     for kind in KINDS:
         for target in (None, "openvino", "bm1684x"):
@@ -131,7 +132,10 @@ INTEGERS = ("openvino int8 * vision_encoder", "bm1684x int8 itm *", "bm1684x int
         ("compile/ir/static.py", ("openvino_npu *",)),
         ("compile/ir/backend.py", ("openvino *", "openvino_npu *")),
         ("compile/bmodel/rewrites/expand_attention_masks.py", ("bm1688 *",)),
-        ("compile/bmodel/steps.py", ("bm*",)),
+        ("compile/bmodel/plan.py", ("bm*",)),
+        ("compile/bmodel/build.py", ("bm*",)),
+        ("compile/bmodel/commands.py", ()),
+        ("compile/bmodel/task_file.py", ()),
         ("compile/bmodel/integers/search.py", INTEGERS[1:]),
         ("compile/graphs/static_graph.py", ("openvino*", "bm*")),
         ("pipeline/tpu_tools/command_lines.py", ("bm*",)),

@@ -34,6 +34,7 @@ from pipeline.tpu_tools import command_lines
 from pipeline.work_cache import cached
 
 if TYPE_CHECKING:
+    from compile.bmodel.plan import BModelPlan, NetPlan
     from compile.bmodel.prepare import Prepared
 
 #: How thresholds are chosen (compile/bmodel/integers/thresholds.py).
@@ -65,6 +66,12 @@ class NetToQuantize:
     def mlir(self) -> Path:
         """The top-level MLIR."""
         return self.top / f"{self.artifact_net}.mlir"
+
+
+def net_to_quantize(plan: BModelPlan, net: NetPlan, prepared: Prepared, top: Path) -> NetToQuantize:
+    """A net of a plan, with the folder of its MLIR."""
+    folder = plan.preparation.intermediate.folder
+    return NetToQuantize(plan.job, net.name, net.artifact_net, folder, prepared, top)
 
 
 @dataclass(frozen=True)
