@@ -13,6 +13,7 @@ from compile.bmodel.estimates.command import estimate
 from compile.pipeline import jobs, run, show_plan
 from configs.errors import ConfigError
 from pipeline.command import exit_codes, select
+from pipeline.owner import claim
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +50,7 @@ def main(
         precision=precision,
         backend=backend,
     )
+    claim(selection, force=force, keep=not dry_run)
     selected = jobs(selection)
     if dry_run:
         show_plan(selected)

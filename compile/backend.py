@@ -12,6 +12,7 @@ from configs.load import shown
 from configs.schema import Component, Precision, TargetConfig, Task
 from pipeline.build import files_match
 from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
+from pipeline.settings import artifact_settings, built_as
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,12 @@ class Job:
     @property
     def built_as(self) -> Precision:
         """What this component becomes: as the pipeline file or the target says, else as the set."""
-        selection = self.layout.pipeline.targets.get(self.target.name)
-        overrides = selection.components.get(self.precision, {}) if selection else {}
-        defaults = self.target.components.get(self.precision, {})
-        return {**defaults, **overrides}.get(self.component, self.precision)
+        return built_as(self.layout.pipeline, self.component, self.target, self.precision)
+
+    def settings(self, image_tokens: int) -> dict[str, Any]:
+        """Every configured value that decides the artifact's content."""
+        names = (self.task, self.component, self.target, self.precision)
+        return artifact_settings(self.layout.pipeline, *names, image_tokens)
 
     @property
     def location(self) -> Location:

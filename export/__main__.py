@@ -11,6 +11,7 @@ from configs.load import shown
 from export.pipeline import TaskPlan, plan, run
 from pipeline.command import exit_codes, select
 from pipeline.console import messages, output
+from pipeline.owner import claim
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,6 +30,7 @@ def main(
     """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
     selection = select(config, task=task, component=component)
     plans = plan(selection, force=force)
+    claim(selection, force=force, keep=not dry_run)
     if dry_run:
         _print_plan(plans)
         return

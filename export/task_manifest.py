@@ -10,15 +10,8 @@ from configs.errors import InputError
 from configs.layout import Layout, Location
 from configs.schema import TASK_COMPONENTS, PipelineConfig
 from export.checkpoint import CheckpointFiles
-from pipeline.build import (
-    artifact_lock,
-    as_json,
-    files_match,
-    publish,
-    source_digest,
-    staging,
-    write_atomically,
-)
+from pipeline.atomic import artifact_lock, publish, staging, write_atomically
+from pipeline.build import as_json, files_match
 from pipeline.manifest import (
     Checkpoint,
     ComponentManifest,
@@ -27,6 +20,7 @@ from pipeline.manifest import (
     key_of,
     read_manifest,
 )
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     from export.processor import Processor
@@ -60,12 +54,13 @@ def plan_task(
         {
             "pipeline": pipeline.name,
             "task": files.task,
+            "components": TASK_COMPONENTS[files.task],
             "checkpoint": files.identity.model_dump(),
             "config": files.config_sha256,
             "processor": files.processor_sha256,
             "question_start": config.question_start,
             "shapes": config.shapes.model_dump(),
-            "sources": source_digest("export"),
+            "sources": source_digest("export.task_manifest"),
             "tools": {name: versions[name] for name in ("transformers", "tokenizers")},
         }
     )

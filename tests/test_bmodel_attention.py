@@ -14,7 +14,7 @@ from compile.graphs.parity import PlainGraph, real_inputs
 from configs.errors import ConfigError, ToolError
 from configs.layout import Layout
 from configs.load import load_pipeline, load_target
-from pipeline.build import write_atomically
+from pipeline.atomic import write_atomically
 from pipeline.command import select
 from pipeline.manifest import ComponentManifest, read_manifest
 from tests.compile_private import PrivatePipeline, private_pipeline

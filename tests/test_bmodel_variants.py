@@ -13,11 +13,11 @@ import yaml
 
 from compile.bmodel.info import parse_info
 from compile.bmodel.steps import check_buffers
-from compile.graphs.shapes import largest_first, net_of, net_shapes
 from configs.errors import ConfigError, ToolError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
 from pipeline.command import select
+from pipeline.net_shapes import largest_first, net_of, net_shapes
 from runtime.decoding.batching import row_groups, run_rows
 from runtime.files.manifests import read_component_manifest
 from runtime.files.nets import Net, TensorSpec

@@ -19,11 +19,11 @@ from compile.backend import Job, read_source
 from compile.bmodel import backend as bmodel
 from compile.bmodel import steps as bmodel_steps
 from compile.ir import backend as openvino_ir
-from compile.work_cache import cached
 from pipeline.command import select
 from pipeline.manifest import ComponentManifest, key_of, read_manifest
 from pipeline.tpu_tools import command_lines
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools
+from pipeline.work_cache import cached
 from tests.compile_private import ROOT, PrivatePipeline, private_pipeline
 
 SMALLEST = "vision_projection"
@@ -109,7 +109,7 @@ def test_stage_source_matters_to_everything(
 ) -> None:
     before = keys(decoder)
     for module in (openvino_ir, bmodel_steps):
-        monkeypatch.setattr(module, "source_digest", lambda _package: "another")
+        monkeypatch.setattr(module, "source_digest", lambda *_roots, **_chosen: "another")
     assert changed(before, keys(decoder)) == set(before)
 
 

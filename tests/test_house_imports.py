@@ -44,8 +44,11 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def imported(path: Path, *, at_start: bool = False) -> set[str]:
-    """Full names of every module that a file imports; ``at_start``: those it needs to load."""
+def imported(path: Path, *, at_start: bool = False, types: bool = True) -> set[str]:
+    """Full names of every module that a file imports; ``at_start``: those it needs to load.
+
+    ``types`` says whether those for the type checker alone count.
+    """
     found: set[str] = set()
     here = module_name(path).split(".")
     package = here if path.name == "__init__.py" else here[:-1]
@@ -60,7 +63,8 @@ def imported(path: Path, *, at_start: bool = False) -> set[str]:
             found.update(inside or {module})
         for child in ast.iter_child_nodes(node):
             inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            if not (at_start and (inner or is_type_checking(child))):
+            for_types = is_type_checking(child) and (at_start or not types)
+            if not (for_types or (at_start and inner)):
                 visit(child)
 
     visit(ast.parse(path.read_text()))

@@ -9,7 +9,6 @@ import openvino
 import pytest
 
 from compile.graphs.parity import random_inputs
-from compile.graphs.shapes import net_shapes
 from compile.graphs.static_graph import session
 from compile.ir.backend import OpenVinoBackend
 from compile.ir.parity import ContractModel
@@ -19,6 +18,7 @@ from configs.layout import Layout
 from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.manifest import ComponentManifest, Net, TensorSpec, read_manifest
+from pipeline.net_shapes import net_shapes
 from runtime.files.manifests import read_task_manifest
 from tests.compile_private import private_pipeline
 

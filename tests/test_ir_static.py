@@ -7,10 +7,10 @@ from pathlib import Path
 import openvino
 import pytest
 
-from compile.graphs.shapes import NetShape
 from compile.ir.static import LEAST_QUERY_TOKENS, fixed, static_model, static_shapes
 from configs.errors import ToolError
 from pipeline.manifest import ComponentManifest, read_manifest
+from pipeline.net_shapes import NetShape
 from runtime.files.manifests import ComponentManifest as RuntimeManifest
 from runtime.files.manifests import component_manifests, read_component_manifest, read_task_manifest
 from runtime.sessions.opening import open_session

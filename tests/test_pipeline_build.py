@@ -13,7 +13,8 @@ import pytest
 
 from configs.errors import InputError, ToolError
 from configs.layout import Location
-from pipeline.build import build_component, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import build_component
 from pipeline.manifest import ComponentManifest, read_manifest
 
 FIELDS: dict[str, Any] = {

@@ -6,16 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import runtime.errors as runtime_errors
 from configs.errors import BlipEdgeError, InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
+from configs.schema import (
+    TASK_COMPONENTS,
+    Component,
+    PipelineConfig,
+    Precision,
+    TargetConfig,
+    Task,
+)
 from pipeline.command import Selection
 from pipeline.manifest import TaskManifest, key_of, read_manifest
+from pipeline.settings import artifact_settings, differences
 from runtime.files.manifests import ComponentManifest, component_manifests
+from verify.parity.lineage import recorded_inputs
 
 ONNX = "onnx"
 
@@ -37,6 +47,8 @@ class TargetArtifacts:
     target: TargetConfig | None
     precision: Precision
     components: dict[Component, ComponentManifest]
+    #: the pipeline file that names them
+    file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -52,6 +64,10 @@ class TargetArtifacts:
         """What a component really is within the set."""
         built_as: Precision | None = self.components[component].built_as  # type: ignore[assignment]
         return built_as or self.precision
+
+    def rebuild(self, task: Task) -> str:
+        """The make command that builds them anew."""
+        return build_command(task, self.target, self.precision, self.file)
 
     @property
     def simulated(self) -> bool:
@@ -76,7 +92,8 @@ def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
     component's real inputs are the others' outputs.
 
     Raises:
-        InputError: an artifact is missing, damaged, or made from other weights than its ONNX.
+        InputError: an artifact is missing, damaged, made from other weights than its ONNX, or
+            compiled for other settings than those of the pipeline file.
     """
     layout = Layout(selection.pipeline)
     found = []
@@ -90,23 +107,30 @@ def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
         folder = layout.task(task)
         with runtime_failures():
             every = list(component_manifests(folder))
-        onnx = _collect(every, task, None, "f32", folder_name=shown(folder))
+        onnx = _collect(every, task, None, "f32", folder, selection.file)
         targets = tuple(
-            _collect(every, task, target, precision, folder_name=shown(folder))
+            _collect(every, task, target, precision, folder, selection.file)
             for target, precision in selection.targets
         )
         for artifacts in (onnx, *targets):
             _check(artifacts, onnx)
+            if artifacts.target is not None:
+                _check_settings(selection.pipeline, manifest, artifacts, artifacts.target)
         found.append(TaskArtifacts(task, manifest, onnx, targets))
     return found
 
 
-def build_command(task: Task, target: TargetConfig | None, precision: Precision) -> str:
-    """The make command that builds an artifact."""
+def build_command(
+    task: Task, target: TargetConfig | None, precision: Precision, file: Path | None
+) -> str:
+    """The make command that builds an artifact of a pipeline file."""
+    config = f" CONFIG={shown(file)}" if file else ""
     if target is None:
-        return f"make export TASK={task}"
-    goal = "ir" if target.backend == "openvino" else f"bmodel TARGET={target.name}"
-    return f"make {goal} TASK={task} PRECISION={precision}"
+        return f"make export TASK={task}{config}"
+    goal = "ir" if target.backend == "openvino" else "bmodel"
+    # `make ir` alone means this one.
+    chosen = "" if target.name == "openvino" else f" TARGET={target.name}"
+    return f"make {goal}{chosen} TASK={task} PRECISION={precision}{config}"
 
 
 def _collect(
@@ -114,8 +138,8 @@ def _collect(
     task: Task,
     target: TargetConfig | None,
     precision: Precision,
-    *,
-    folder_name: str,
+    folder: Path,
+    file: Path,
 ) -> TargetArtifacts:
     name = target.name if target else ONNX
     components: dict[Component, ComponentManifest] = {}
@@ -128,22 +152,22 @@ def _collect(
         ]
         if not matching:
             raise InputError(
-                f"{folder_name}: no {component} for {name} {precision}; "
-                f"run: {build_command(task, target, precision)}"
+                f"{shown(folder)}: no {component} for {name} {precision}; "
+                f"run: {build_command(task, target, precision, file)}"
             )
         if len(matching) > 1:
             paths = ", ".join(shown(m.path) for m in matching)
             raise InputError(
-                f"{folder_name}: several {component} for {name} {precision} ({paths}); "
+                f"{shown(folder)}: several {component} for {name} {precision} ({paths}); "
                 "delete the stale one"
             )
         components[component] = matching[0]
-    return TargetArtifacts(target, precision, components)
+    return TargetArtifacts(target, precision, components, file)
 
 
 def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
     for component, manifest in artifacts.components.items():
-        rebuild = build_command(_task(manifest), artifacts.target, artifacts.precision)
+        rebuild = artifacts.rebuild(_task(manifest))
         try:
             manifest.check_files()
         except runtime_errors.ArtifactError as error:
@@ -153,6 +177,23 @@ def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
             raise InputError(
                 f"{shown(manifest.path)}: made from other weights than the exported {component}; "
                 f"run: {rebuild}"
+            )
+
+
+def _check_settings(
+    pipeline: PipelineConfig, task: TaskManifest, artifacts: TargetArtifacts, target: TargetConfig
+) -> None:
+    for component, manifest in artifacts.components.items():
+        if manifest.component != component:
+            continue  # a part of another one
+        recorded = recorded_inputs(manifest).get("settings")
+        names = (task.task, component, target, artifacts.precision)
+        wanted = artifact_settings(pipeline, *names, task.dimensions.image_tokens)
+        found = list(differences(recorded or {}, wanted))
+        if found:
+            reason = f"settings.{found[0]}" if recorded else "no settings are recorded"
+            raise InputError(
+                f"{shown(manifest.path)}: stale: {reason}; run: {artifacts.rebuild(task.task)}"
             )
 
 

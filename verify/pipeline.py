@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from filelock import FileLock
-
 from configs.errors import BlipEdgeError, ParityError, ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import Component, Precision
 from configs.tolerances import Gate, load_tolerances
+from pipeline.atomic import artifact_lock
 from pipeline.build import tool_versions
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
@@ -26,7 +25,7 @@ from runtime.tasks.captioning import Captioner
 from runtime.tasks.matching import Matcher
 from verify.answers.quality import match_quality, text_quality, with_quality
 from verify.answers.whole_answers import generated_tokens, match_scores, score_check, token_check
-from verify.artifacts import ONNX, TargetArtifacts, build_command, digest, find_artifacts
+from verify.artifacts import ONNX, TargetArtifacts, digest, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.opened import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.parity.combined import combined_check
@@ -70,7 +69,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
     load_tolerances()
     with ExitStack() as stack:
         if layout.root.is_dir():
-            stack.enter_context(FileLock(layout.root / ".verify.lock"))
+            stack.enter_context(artifact_lock(layout.root, "verify"))
         try:
             tasks = find_artifacts(selection)
             for task in tasks:
@@ -146,6 +145,8 @@ def _loaded_together(item: Planned) -> tuple[int, str]:
 
 
 def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Check:
+    if (broken := _of_another_graph(item)) is not None:
+        return Check(item.subject, 0, {}, {}, (broken,))
     try:
         if item.subject.kind == "component":
             return _component(item, bench, progress)
@@ -162,17 +163,21 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
         return Check(item.subject, 0, {}, {}, (str(error),))
 
 
+def _of_another_graph(item: Planned) -> str | None:
+    """That a compiled artifact does not stem from the exported graph, and what to do."""
+    if item.subject.gap not in ("onnxruntime_vs_target", "target_constants"):
+        return None
+    manifest = item.artifacts.components[item.subject.named_component]
+    broken = broken_lineage(manifest, item.task.onnx.components)
+    return f"{broken}; run: {item.artifacts.rebuild(item.subject.task)}" if broken else None
+
+
 def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
     subject, component = item.subject, item.subject.named_component
     manifest = item.artifacts.components[component]
     if subject.gap == "hf_vs_wrapper":
         return hf_vs_wrapper(subject, manifest)
     if subject.gap == "onnxruntime_vs_target":
-        broken = broken_lineage(manifest, item.task.onnx.components)
-        if broken is not None:
-            artifacts = item.artifacts
-            rebuild = build_command(subject.task, artifacts.target, artifacts.precision)
-            return Check(subject, 0, {}, {}, (f"{broken}; run: {rebuild}",))
         return onnxruntime_vs_target(
             subject,
             manifest,

@@ -13,9 +13,10 @@ from configs.errors import ConfigError
 from configs.load import shown
 from configs.schema import Component, TokenGate
 from configs.tolerances import Gap, tolerances_digest
-from pipeline.build import source_digest, tool_versions
+from pipeline.build import tool_versions
 from pipeline.command import Selection
 from pipeline.manifest import key_of
+from pipeline.sources import source_digest
 from verify.answers.quality import NamedGate, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.checkpoint.files import checkpoint_files
@@ -28,8 +29,33 @@ from verify.results import Kind, Subject
 LARGE_BMODEL_BYTES = 48 << 20
 #: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
 OPENVINO_MODES = ("exact", "fast")
-#: Subfolders of verify/ that only read results or measure something else: no check depends on them.
-NOT_PART_OF_A_CHECK = ("bisect", "board", "evaluation", "page")
+#: Modules that decide the results of some kinds of checks alone; all others count for every kind.
+_ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "runtime.tasks.answering": ("host", "tokens", "scores"),
+    "runtime.tasks.captioning": ("host", "tokens", "scores"),
+    "runtime.tasks.matching": ("host", "tokens", "scores"),
+    "runtime.tasks.registry": ("host", "tokens", "scores"),
+    "runtime.tasks.task": ("host", "tokens", "scores"),
+    "verify.answers.quality": ("tokens", "scores"),
+    "verify.answers.whole_answers": ("tokens", "scores"),
+    "verify.checkpoint.answers": ("tokens", "scores"),
+    "verify.checkpoint.trace": ("host", "layers"),
+    "verify.host": ("host",),
+    "verify.layers.checks": ("layers",),
+    "verify.layers.chip_constants": ("layers",),
+    "verify.layers.stored_constants": ("layers",),
+    "verify.parity.combined": ("file",),
+    "verify.parity.components": ("component",),
+}
+#: And those that run the artifacts of one backend alone. Simulators: see ``simulator_version``.
+_RUNS = {
+    "runtime.decoding.board_run": "board",
+    "runtime.decoding.openvino_run": "openvino",
+    "runtime.sessions.board_session": "board",
+    "runtime.sessions.openvino_session": "openvino",
+    "runtime.sessions.simulated_session": "simulator",
+    "runtime.simulator": "simulator",
+}
 #: Gaps that look into an artifact.
 LAYER_GAPS: tuple[Gap, ...] = ("checkpoint_layers", "target_layers", "target_constants")
 #: Components that take text of a fixed length on chips, hence padding.
@@ -226,19 +252,18 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
             "subject": subject.__dict__,
             "inputs": inputs,
             "tolerances": tolerances_digest(),
-            "sources": _sources(),
+            "sources": check_sources(subject.kind, artifacts),
             "backend": _backend(artifacts),
         }
     )
 
 
-@cache
-def _sources() -> dict[str, str]:
-    return {
-        "verify": source_digest("verify", NOT_PART_OF_A_CHECK),
-        "runtime": source_digest("runtime"),
-        "pipeline/scenes": source_digest("pipeline/scenes"),
-    }
+def check_sources(kind: Kind, artifacts: TargetArtifacts) -> str:
+    """Digest of the modules that decide a check's result."""
+    backend = artifacts.target.backend if artifacts.target else ONNX
+    unused = [name for name, kinds in _ONLY_FOR.items() if kind not in kinds]
+    unused += [name for name, runs in _RUNS.items() if runs != backend]
+    return source_digest("verify.pipeline", without=unused)
 
 
 @cache

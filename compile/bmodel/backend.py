@@ -26,11 +26,12 @@ from compile.bmodel.steps import (
     rewrites_of,
 )
 from compile.calibration.given import GivenFiles
-from compile.graphs.shapes import net_names
 from configs.errors import ToolError
 from configs.schema import Component, Task
 from pipeline.build import tool_versions
 from pipeline.manifest import Estimate, HostLookup, Net, NetVariant, Quantization, QuantizedNet
+from pipeline.net_shapes import net_names
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools, shell_line
 
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
     from compile.bmodel.prepare import Prepared, PreparedNet
 
 
-#: What of a target's file decides an artifact's content, beside its rewrites.
-_DECIDING = {
-    *("name", "cores", "borders", "address_mode", "integer_islands", "scale_per_channel"),
-    *("attention_fusion", "combine_nets", "estimate_file", "layer_group_search"),
-}
 #: Largest value that a table may hold to be kept in half precision.
 _LARGEST_HALF = 65504.0
 
@@ -85,7 +81,6 @@ class SophonBackend:
         target = job.target
         named = (*target.rewrites, *target.integer_rewrites)
         check_names(named, f"configs/targets/{target.name}.yaml")
-        chip = target.model_dump(mode="json", include=_DECIDING)
         graph = Graph(job, source, rewrites_of(job))
         calibration = {}
         if job.built_as == INTEGER:
@@ -96,8 +91,8 @@ class SophonBackend:
         return {
             **graph.key,
             **calibration,
-            "chip": chip,
-            "precision": job.built_as,
+            "sources": _sources(job, graph.rewrites),
+            "settings": job.settings(source.task.dimensions.image_tokens),
             "tools": self._tools(),
         }
 
@@ -279,6 +274,16 @@ class SophonBackend:
             "fusions": made.fusions,
             "work": made.work,
         }
+
+
+def _sources(job: Job, rewrites: Sequence[str]) -> str:
+    """Digest of the modules that make a BModel; what makes its examples is in their digest."""
+    integers = () if job.built_as == INTEGER else ("compile.bmodel.integers",)
+    return source_digest(
+        "compile.bmodel.backend",
+        without=("compile.calibration", *integers),
+        by_name=[f"compile.bmodel.rewrites.{name}" for name in rewrites],
+    )
 
 
 def _lengths(net: PreparedNet) -> dict[str, int]:

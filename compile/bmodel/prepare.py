@@ -16,10 +16,10 @@ from compile.backend import Source
 from compile.bmodel.rewrites import Lookup, load
 from compile.graphs.graph import externalise, input_specs, load_graph, output_specs, weights_bytes
 from compile.graphs.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
-from compile.graphs.shapes import NetShape, bind
 from compile.graphs.static_graph import fix_shapes
 from configs.errors import InputError
 from pipeline.manifest import HostLookup, Rewrite
+from pipeline.net_shapes import NetShape, bind
 
 FIX_SHAPES = "fix_shapes"
 _REASON = "the chips' compiler takes static shapes only; what computes shapes becomes a constant"

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from compile.backend import Job, Source
 from compile.bmodel.info import BModelInfo, fusions, latency_estimate_ms, parse_info
 from compile.bmodel.work_counts import read_operators, read_profiles
-from compile.graphs.shapes import NetShape, largest_first, net_in_file, net_of, net_shapes
-from compile.work_cache import cached, cached_path
 from configs.errors import ToolError
 from configs.load import shown
-from pipeline.build import source_digest, tool_versions
+from pipeline.build import tool_versions
 from pipeline.manifest import Work, key_of
+from pipeline.net_shapes import NetShape, largest_first, net_in_file, net_of, net_shapes
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools
+from pipeline.work_cache import cached, cached_path
 
 if TYPE_CHECKING:
     from compile.bmodel.prepare import Prepared
@@ -65,7 +66,10 @@ class Graph:
     def key(self) -> dict[str, Any]:
         """What decides the prepared graphs."""
         return {
-            "stage": source_digest("compile"),
+            "prepared_by": source_digest(
+                "compile.bmodel.prepare",
+                by_name=[f"compile.bmodel.rewrites.{name}" for name in self.rewrites],
+            ),
             "onnx": self.source.digests if self.source else None,
             "nets": {net.name: dict(net.axes) for net in self.nets},
             "rewrites": list(self.rewrites),

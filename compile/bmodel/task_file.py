@@ -13,8 +13,9 @@ from compile.bmodel.info import parse_info
 from configs.errors import InputError, ToolError
 from configs.layout import Layout, Location
 from configs.schema import TASK_COMPONENTS, Precision, TargetConfig, Task
-from pipeline.build import artifact_lock, files_match, publish, source_digest, staging
-from pipeline.build import write_atomically as write
+from pipeline.atomic import artifact_lock, publish, staging
+from pipeline.atomic import write_atomically as write
+from pipeline.build import files_match
 from pipeline.manifest import (
     SCHEMA_VERSION,
     ComponentManifest,
@@ -23,6 +24,7 @@ from pipeline.manifest import (
     key_of,
     read_manifest,
 )
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
 from pipeline.tpu_tools.process import VendorTools, shell_line
 
@@ -81,7 +83,7 @@ class TaskFile:
         if manifests is None or not self.target.combine_nets:
             return False
         key_inputs = {
-            "stage": source_digest("compile"),
+            "sources": source_digest("compile.bmodel.task_file"),
             "components": {name: manifest.key for name, manifest in manifests.items()},
             "tpu_mlir": command_lines.version(),
         }

@@ -18,6 +18,7 @@ from configs.load import shown
 from configs.schema import CalibrationConfig, Task
 from pipeline.csv_file import open_csv
 from pipeline.manifest import file_sha256, key_of
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,14 +28,6 @@ SCENES = "scenes"
 QUESTIONS_FILE = "questions.csv"
 _COLUMNS = ("image", "question")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-#: Modules of runtime/ that turn examples into what nets are fed.
-_FEEDING = (
-    "decoding/caches",
-    "decoding/decoder_run",
-    "preprocessing/images",
-    "preprocessing/pixel_values",
-    "preprocessing/tokenization",
-)
 #: Scenes between the samples of two seeds.
 _STRIDE = 100_000
 
@@ -84,11 +77,12 @@ def examples_digest(calibration: CalibrationConfig, task: Task | None) -> str:
     Raises:
         InputError: as :func:`examples`, before any work is done.
     """
-    runtime = REPOSITORY_ROOT / "runtime"
+    unused = () if calibration.source == SCENES else ("pipeline.scenes",)
     data: dict[str, Any] = {
         "calibration": calibration.model_dump(mode="json"),
         "task": task,
-        "fed_by": {name: file_sha256(runtime / f"{name}.py") for name in _FEEDING},
+        # What draws them and what turns them into what nets are fed.
+        "sources": source_digest("compile.calibration.inputs", without=unused),
     }
     if calibration.source != SCENES:
         folder = _folder(calibration)

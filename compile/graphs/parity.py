@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
-from compile.bmodel.rewrites import Lookup
 from compile.graphs.graph import Array
-from compile.graphs.shapes import bind
 from compile.graphs.static_graph import session
 from configs.errors import ParityError
 from pipeline.manifest import TaskManifest, TensorSpec
+from pipeline.net_shapes import bind
+
+if TYPE_CHECKING:
+    from compile.bmodel.rewrites import Lookup
 
 #: A rewrite keeps float32 arithmetic and changes its order at most: the same bound as between two
 #: float32 libraries (configs/tolerances.yaml), relative to the largest value of an output.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from compile.backend import Job, Source, manifest_fields, read_source
 from compile.calibration.examples import examples_digest
 from compile.calibration.given import GivenFiles
-from compile.ir.plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
+from compile.ir.plan import INTEGERS, MERGE, holder, includes, needs_calibration, rewrite_names
 from configs.errors import ToolError
 from configs.load import shown
 from configs.schema import Component, Task
-from pipeline.build import source_digest, tool_versions
+from pipeline.build import tool_versions
 from pipeline.manifest import Net, TensorSpec
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     import openvino
@@ -58,12 +59,11 @@ class OpenVinoBackend:
     def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
         """Graph, precision, tool and this stage's own source."""
         return {
-            "stage": source_digest("compile"),
+            "sources": _sources(job),
             "onnx": source.digests,
             "included": [part.digests for part in _included(job)],
-            "precision": job.precision,
-            "built_as": job.built_as,
-            "calibration": _calibration(job),
+            "settings": job.settings(source.task.dimensions.image_tokens),
+            "examples": _examples(job),
             "tools": _tools(job),
         }
 
@@ -146,12 +146,29 @@ def _tools(job: Job) -> dict[str, str]:
     return tool_versions("openvino", *(("nncf",) if job.built_as in INTEGERS else ()))
 
 
-def _calibration(job: Job) -> dict[str, Any] | None:
-    """What the ranges of activations come from, for the artifact's key and manifest."""
+def _sources(job: Job) -> str:
+    """Digest of the modules that make an IR; what makes its examples is in their digest."""
+    static = job.target.static_shapes
+    unused = {
+        "compile.calibration": True,
+        f"compile.ir.rewrites.{MERGE}": not includes(job.task, job.component),
+        "compile.ir.static": not static,
+        "compile.ir.precision": static or job.built_as not in INTEGERS,
+        "compile.ir.rewrites": static,
+    }
+    names = () if static else rewrite_names(job.task, job.component)
+    return source_digest(
+        "compile.ir.backend",
+        without=[module for module, is_unused in unused.items() if is_unused],
+        by_name=[f"compile.ir.rewrites.{name}" for name in names],
+    )
+
+
+def _examples(job: Job) -> str | None:
+    """Digest of what the ranges of activations come from."""
     if not needs_calibration(job.built_as):
         return None
-    calibration = job.layout.pipeline.calibration
-    return {**calibration.model_dump(mode="json"), "digest": examples_digest(calibration, None)}
+    return examples_digest(job.layout.pipeline.calibration, None)
 
 
 def _included(job: Job) -> list[Source]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compile.backend import Job, Source
-from compile.graphs.shapes import NetShape, bind, net_shapes
 from compile.ir.model import read_graph
 from configs.errors import ToolError
 from pipeline.manifest import Net, TensorSpec
+from pipeline.net_shapes import NetShape, bind, net_shapes
 
 if TYPE_CHECKING:
     import openvino

@@ -13,7 +13,7 @@ from configs.layout import Layout
 from configs.load import shown, target_names
 from configs.schema import Component, Task
 from configs.tolerances import Tolerance, load_tolerances, source
-from pipeline.build import write_atomically
+from pipeline.atomic import write_atomically
 from pipeline.command import Selection, select
 from pipeline.console import messages
 from pipeline.manifest import file_sha256

@@ -9,7 +9,8 @@ from typing import Any
 
 from configs.layout import Layout
 from configs.schema import EvaluateConfig, Precision, Task
-from pipeline.build import tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import tool_versions
 from runtime.files.manifests import component_manifests
 from verify.answers.metrics.bootstrap import Comparison, Interval
 from verify.answers.metrics.gates import Judgement

@@ -16,7 +16,7 @@ from pipeline.build import files_match
 from pipeline.manifest import FileRecord
 from runtime.files.manifests import ComponentManifest
 from runtime.files.task_file import TaskFile, task_file
-from verify.artifacts import TargetArtifacts, build_command, runtime_failures
+from verify.artifacts import TargetArtifacts, runtime_failures
 from verify.results import Check, Subject
 
 #: A BModel: magic number, size of this header, size of the description, size of all that follows.
@@ -39,7 +39,7 @@ def combined_file(artifacts: TargetArtifacts, task: Task) -> TaskFile | None:
     if found is not None:
         record = FileRecord(sha256=found.record.sha256, size_bytes=found.record.size_bytes)
         if not files_match(found.path.parent, {found.file: record}):
-            rebuild = build_command(task, artifacts.target, artifacts.precision)
+            rebuild = artifacts.rebuild(task)
             raise InputError(
                 f"{shown(found.path.parent / found.file)}: is not the file that "
                 f"{found.path.name} describes; run: {rebuild} FORCE=1"

@@ -12,7 +12,8 @@ from compile.bmodel.estimates.report import REPORT_FILE, EstimateReport, collect
 from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
-from pipeline.build import as_json, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import as_json
 from pipeline.command import exit_codes, select
 from pipeline.console import messages, print_table
 

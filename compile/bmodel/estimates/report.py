@@ -129,7 +129,7 @@ def collect(
 
 
 def _nets(manifest: ComponentManifest) -> Iterator[NetEstimate]:
-    chip = manifest.key_inputs.get("chip") or {}
+    target = manifest.key_inputs["settings"]["target"]
     for stage in (stage for net in manifest.nets for stage in net.stages):
         yield NetEstimate(
             task=manifest.task,
@@ -138,7 +138,7 @@ def _nets(manifest: ComponentManifest) -> Iterator[NetEstimate]:
             target=manifest.target,
             precision=manifest.precision,
             built_as=manifest.built_as or manifest.precision,
-            cores=int(chip.get("cores", 1)),
+            cores=int(target["cores"]),
             latency_ms=_latency_ms(stage),
             work=stage.work,
             bound=stage.work.bound if stage.work else None,

@@ -23,15 +23,15 @@ from compile.calibration.examples import examples_digest
 from compile.calibration.inputs import Arrays, net_inputs
 from compile.graphs.graph import Array
 from compile.graphs.static_graph import session
-from compile.work_cache import cached
 from configs.errors import InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import TASK_COMPONENTS
-from pipeline.build import source_digest
 from pipeline.console import Steps, steps
 from pipeline.manifest import QuantizedNet, file_sha256, key_of
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
+from pipeline.work_cache import cached
 
 if TYPE_CHECKING:
     from compile.bmodel.prepare import Prepared
@@ -181,7 +181,7 @@ def _data_key(one: NetToQuantize) -> dict[str, Any]:
         "weights": {name: key_of(_zip_digests(one.top / name)) for name in _weights(one)},
         "calibration": calibration_key(one.job, ()),
         "method": METHOD,
-        "source": source_digest("compile/bmodel/integers"),
+        "source": source_digest("compile.bmodel.integers", without=("compile.calibration",)),
         "tpu_mlir": command_lines.version(),
     }
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import artifact_lock, files_match, staging
+from pipeline.atomic import artifact_lock, staging
+from pipeline.build import files_match
 from pipeline.manifest import FileRecord, file_record, key_of
 
 _CONTENTS = "contents.json"
