@@ -24,6 +24,9 @@ _COMPARED_WITH = {
     "tokens": "checkpoint",
 }
 
+#: Short enough for 80 columns.
+_DECIDED_BY = {"answers": "answers", "integers": "ints"}
+
 
 def print_table(checks: Sequence[Check]) -> None:
     """One row per check, by task, then component; the reasons of failures stand below."""
@@ -90,7 +93,8 @@ def _figures(check: Check) -> tuple[str, str, str]:
 
 def _allowed(tolerance: dict[str, Any], name: str) -> str:
     """A bound, or what decides where the bound is too wide for that."""
-    return str(tolerance.get("decided_by") or _exponent(tolerance.get(name)))
+    decided_by = tolerance.get("decided_by")
+    return _DECIDED_BY[decided_by] if decided_by else _exponent(tolerance.get(name))
 
 
 def _exponent(value: Any) -> str:
