@@ -306,9 +306,7 @@ def read_manifest(kind: Type[AnyManifest], path: Path, *, unknown: bool = True) 
             f"({SCHEMA_VERSION}); update it, or rebuild the artifact"
         )
     if version != SCHEMA_VERSION or data.pop("kind", None) != kind.kind:
-        raise ArtifactError(
-            f"{path}: not a {kind.kind} manifest of schema_version {SCHEMA_VERSION}; rebuild it"
-        )
+        raise _damaged(path, f"not a {kind.kind} manifest of schema_version {SCHEMA_VERSION}")
     try:
         return from_json(kind, {**data, "path": path}, unknown=unknown)
     except ValueError as error:
