@@ -18,8 +18,7 @@ from configs.schema import PipelineConfig, Task
 from pipeline.console import messages
 from pipeline.scenes import CAPTION_PROMPT, caption, draw, make_scene, questions
 from runtime.files.manifests import read_task_manifest
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 
 #: Questions and texts of this many tokens, [CLS] and [SEP] included.
 TEXT_TOKENS = 8

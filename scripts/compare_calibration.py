@@ -37,7 +37,6 @@ from pipeline.manifest import ComponentManifest
 from pipeline.tpu_tools.command_lines import transformed
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools
 from runtime.files.manifests import read_component_manifest
-from runtime.tasks.matching import Matcher
 from verify.answers.quality import match_quality, text_quality
 from verify.answers.whole_answers import generated_tokens, match_scores
 from verify.artifacts import TargetArtifacts, find_artifacts
@@ -143,13 +142,13 @@ def _built(job: Job, way: Way, folder: Path) -> ComponentManifest:
 def _answers(bench: TaskBench, artifacts: TargetArtifacts, scenes: int) -> str:
     cases, expected = bench.cases(scenes), bench.expected(scenes)
     task = bench.runtime_task(artifacts)
-    if isinstance(task, Matcher):
+    if not task.generates:
         scores = [match.probability for match in match_scores(task, cases)]
         wanted = [answer.probability or 0.0 for answer in expected]
         same = sum((a > 0.5) == (b > 0.5) for a, b in zip(scores, wanted, strict=True))
         quality = match_quality(cases, wanted, scores, None).metrics
     else:
-        tokens = generated_tokens(task, cases, bench.new_tokens())  # type: ignore[arg-type]
+        tokens = generated_tokens(task, cases, bench.new_tokens())
         same = sum(a.tokens == t for a, t in zip(expected, tokens, strict=True))
         texts = [
             [task.tokenizer.decode(ids[a.prompt :]) for a, ids in zip(expected, found, strict=True)]

@@ -22,8 +22,8 @@ import typer
 
 from configs.layout import REPOSITORY_ROOT
 from pipeline.scenes import draw, make_scene
-from runtime.tasks.registry import Captioner
-from runtime.tasks.timing import Timings
+from runtime import Captioner
+from runtime.decoding.batching import Timings
 
 _PHASES = """
 import sys, time
@@ -34,7 +34,7 @@ def lap(name):
 sys.modules["openvino.tools.ovc"] = None
 import runtime.commands
 lap("imports")
-from runtime.tasks import Captioner
+from runtime import Captioner
 captioner = Captioner.from_artifacts(sys.argv[2], target=sys.argv[3], mode=sys.argv[4])
 lap("manifests and tokenizer")
 captioner.artifacts.load()

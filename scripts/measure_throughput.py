@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.scenes import draw, make_scene
-from runtime.tasks.registry import Captioner
+from runtime import Captioner
 
 _PHOTO = (640, 480)
 #: Images before a long run counts: caches of shapes fill, allocators settle.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
+from runtime import Captioner, Matcher, QuestionAnswerer
 from tests.runtime_support import IMAGES, ROOT, THREADS
 
 REQUIREMENTS = ROOT / "requirements" / "runtime.txt"
@@ -23,7 +23,7 @@ import importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
 for name in ("torch", "transformers", "cv2"):
     assert importlib.util.find_spec(name) is None, name
-from runtime.tasks import Captioner, Matcher, QuestionAnswerer
+from runtime import Captioner, Matcher, QuestionAnswerer
 folder, image = sys.argv[2], sys.argv[3]
 options = dict(target="onnx", threads=1)
 found = {"version": list(sys.version_info[:2])}

@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.files.manifests import read_task_manifest
 from runtime.preprocessing import images as runtime_images
 from runtime.preprocessing.images import load_image
-from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.processor import ImagePreprocessor
 from tests.runtime_support import IMAGES, reference_pixels, reference_processor
 
 SIZE = (90, 61)

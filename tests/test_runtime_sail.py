@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.scenes import draw, questions, scenes
+from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.decoding.board_run import DeviceCrossStates
 from runtime.errors import BackendError
 from runtime.files.manifests import TensorSpec, read_component_manifest
 from runtime.files.number_formats import widened
 from runtime.sessions.board_session import SailSession
 from runtime.sessions.session import SessionOptions
-from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 SCENES = list(scenes(2, "heldout"))

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime.decoding.cross_attention import look, project, start_run
 
 from pipeline.scenes import draw, make_scene
-from runtime.decoding.cross_attention import look, project, start_run
+from runtime import Captioner, QuestionAnswerer
+from runtime.decoding.batching import Timings
 from runtime.decoding.decoder_run import CrossStates, DecoderRun
 from runtime.decoding.openvino_run import ReadyCrossStates, StatefulRun
-from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.processor import ImagePreprocessor
 from runtime.sessions.session import SessionOptions
 from runtime.tasks.artifacts import Artifacts
-from runtime.tasks.registry import Captioner, QuestionAnswerer
-from runtime.tasks.timing import Timings
 
 #: Largest relative error of logits, per mode: configs/tolerances.yaml.
 BOUNDS = {"exact": 5e-3, "fast": 5e-2}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.scenes import matching_pairs, questions
+from runtime import BlipModel, Captioner, Matcher, QuestionAnswerer
+from runtime.decoding.batching import Timings
 from runtime.errors import InputError
-from runtime.tasks.registry import BlipModel, Captioner, Matcher, QuestionAnswerer
-from runtime.tasks.timing import Timings
 from tests.runtime_support import (
     IMAGES,
     SCENES,

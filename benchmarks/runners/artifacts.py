@@ -12,8 +12,8 @@ from PIL import Image
 from benchmarks.runners.base import Measured, Runner, RunnerOptions
 from benchmarks.runners.inputs import Inputs
 from benchmarks.schedule import Workload
+from runtime.decoding.batching import Timings
 from runtime.tasks.registry import TASKS
-from runtime.tasks.timing import Timings
 
 #: Variant -> how ``from_artifacts`` opens it.
 OPENED: dict[str, dict[str, str]] = {

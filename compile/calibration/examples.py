@@ -29,11 +29,11 @@ _COLUMNS = ("image", "question")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 #: Modules of runtime/ that turn examples into what nets are fed.
 _FEEDING = (
+    "decoding/batching",
     "decoding/caches",
     "decoding/decoder_run",
     "preprocessing/images",
-    "preprocessing/pixel_values",
-    "preprocessing/tokenization",
+    "preprocessing/processor",
 )
 #: Scenes between the samples of two seeds.
 _STRIDE = 100_000

@@ -48,7 +48,7 @@ def _accents(data: dict[str, Any]) -> None:
 
 @contextmanager
 def _rescaled_twice() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.__init__
 
@@ -67,7 +67,7 @@ def _thumbnail() -> Iterator[None]:
     """Keeps the aspect ratio and pads, where the checkpoint stretches."""
     from PIL import Image, ImageOps
 
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     def wrong(self: Any, image: Any) -> Any:
         size = (self.settings.width, self.settings.height)
@@ -79,7 +79,7 @@ def _thumbnail() -> Iterator[None]:
 
 @contextmanager
 def _question_cut() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     right = TextTokenizer.question
     with patch.object(TextTokenizer, "question", lambda self, text: right(self, text)[:5]):
@@ -108,7 +108,7 @@ def _beams_not_moved() -> Iterator[None]:
 
 @contextmanager
 def _penalty_lost() -> Iterator[None]:
-    with patch("runtime.generation.scoring.penalise_repetition", lambda *_: None):
+    with patch("runtime.generation.settings.penalise_repetition", lambda *_: None):
         yield
 
 
@@ -146,7 +146,7 @@ def _cosine_scaled() -> Iterator[None]:
 @contextmanager
 def _raw_words() -> Iterator[None]:
     """Decoded text keeps the marks of word pieces and special tokens."""
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     def wrong(self: Any, ids: Any) -> str:
         return " ".join(self._tokenizer.id_to_token(int(i)) or "" for i in ids)

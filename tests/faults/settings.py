@@ -158,7 +158,7 @@ SETTING_FAULTS: list[dict[str, Any]] = [
 
 @contextmanager
 def _bgr() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.resized
 
@@ -173,7 +173,7 @@ def _bgr() -> Iterator[None]:
 
 @contextmanager
 def _mirrored() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.__call__
     with patch.object(ImagePreprocessor, "__call__", lambda s, i: right(s, i)[..., ::-1]):
@@ -182,7 +182,7 @@ def _mirrored() -> Iterator[None]:
 
 @contextmanager
 def _weak_mask() -> Iterator[None]:
-    with patch("runtime.decoding.decoder_run.MASKED", np.float32(-1.0)):
+    with patch("runtime.decoding.batching.MASKED", np.float32(-1.0)):
         yield
 
 
@@ -232,7 +232,7 @@ def _stale_row() -> Iterator[None]:
 
 @contextmanager
 def _no_prompt() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     with patch.object(TextTokenizer, "prompt", lambda s, _t: [s.settings.start_token_id]):
         yield
@@ -240,7 +240,7 @@ def _no_prompt() -> Iterator[None]:
 
 @contextmanager
 def _pads_attended() -> Iterator[None]:
-    import runtime.tasks.texts as texts
+    import runtime.decoding.batching as texts
 
     right = texts.text_rows
 
@@ -248,7 +248,7 @@ def _pads_attended() -> Iterator[None]:
         ids, mask = right(rows, length, pad)
         return ids, np.ones_like(mask)
 
-    with patch("runtime.tasks.texts.text_rows", wrong):
+    with patch("runtime.decoding.batching.text_rows", wrong):
         yield
 
 
@@ -289,7 +289,7 @@ def _wrong_logit() -> Iterator[None]:
 
 @contextmanager
 def _keeps_last_separator() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     def wrong(self: Any, text: Any) -> list[int]:
         start = [self.settings.start_token_id]

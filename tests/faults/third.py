@@ -246,7 +246,7 @@ def _processor(change: Any) -> dict[str, Any]:
     return {"plant": processor("preprocessor_config.json", change)}
 
 
-_BEAMS = ("runtime.generation.search", "BeamSearch", "__init__")
+_BEAMS = ("runtime.generation.generate", "BeamSearch", "__init__")
 
 THIRD_FAULTS: list[dict[str, Any]] = [
     graph_fault(
@@ -360,7 +360,10 @@ THIRD_FAULTS: list[dict[str, Any]] = [
         "vqa",
         r"generation: repeated n-grams",
         active=_in(
-            "runtime.generation.scoring", "ScoreRules", "__init__", _without(no_repeat_ngram_size=0)
+            "runtime.generation.settings",
+            "ScoreRules",
+            "__init__",
+            _without(no_repeat_ngram_size=0),
         ),
     ),
     other_fault(
@@ -426,26 +429,26 @@ THIRD_FAULTS: list[dict[str, Any]] = [
         "large images reduced first",
         "caption",
         r"preprocessing: ",
-        active=_in("runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _quick),
+        active=_in("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _quick),
     ),
     other_fault(
         "image cropped, not stretched",
         "itm",
         r"preprocessing: ",
-        active=_in("runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _cropped),
+        active=_in("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _cropped),
     ),
     other_fault(
         "levels rounded down",
         "vqa",
         r"preprocessing: ",
-        active=_in("runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _floored),
+        active=_in("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _floored),
     ),
     other_fault(
         "long question cut",
         "vqa",
         r"tokenization: ",
         active=_in(
-            "runtime.preprocessing.tokenization",
+            "runtime.preprocessing.processor",
             "TextTokenizer",
             "question",
             lambda right: lambda self, text: right(self, text)[:40],

@@ -18,7 +18,7 @@ from pipeline.command import Selection, select
 from pipeline.console import messages
 from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
-from runtime.sessions.devices import SIMULATOR
+from runtime.tasks.artifacts import SIMULATOR
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
 from verify.board.bundle import bundle_folder
 from verify.board.consistency import contradiction, references

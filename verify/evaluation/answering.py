@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from configs.schema import Task
-from runtime.tasks.answering import QuestionAnswerer
-from runtime.tasks.captioning import Captioner
+from runtime.tasks.generating import Captioner, QuestionAnswerer
 from runtime.tasks.matching import Matcher
 from verify.artifacts import runtime_failures
 from verify.checkpoint.reference_model import MatchFeatures, Reference
