@@ -220,5 +220,5 @@ def test_openvino_modes_and_threads(openvino_artifacts: Path, tmp_path: Path):
 def test_empty_input_gives_an_empty_answer(exported_artifacts: Path):
     with Captioner.from_artifacts(exported_artifacts, target="onnx") as captioner:
         assert captioner.batch([]) == []
-        with pytest.raises(InputError, match="prompts"):
+        with pytest.raises(InputError, match="texts: 1 for 2 images"):
             captioner.batch(IMAGES[:2], ["a"])
