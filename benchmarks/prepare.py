@@ -18,8 +18,7 @@ from configs.schema import PipelineConfig, Task
 from pipeline.console import messages
 from pipeline.scenes import CAPTION_PROMPT, caption, draw, make_scene, questions
 from runtime.files.manifests import read_task_manifest
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 
 #: Tokens of every caption prompt, and of every question or text, [CLS] and [SEP] included.
 PROMPT_TOKENS, TEXT_TOKENS = 5, 8

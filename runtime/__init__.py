@@ -1,0 +1,45 @@
+"""Captions images, answers questions about them and matches them with texts, on edge backends.
+
+``from blip_edge import Captioner, QuestionAnswerer, Matcher`` where the package is installed. A
+name is imported when it is first used: ``import blip_edge`` loads nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, List
+
+if TYPE_CHECKING:
+    from .decoding.batching import Timings as Timings
+    from .errors import InputError as InputError
+    from .tasks.generating import Answer as Answer
+    from .tasks.generating import Caption as Caption
+    from .tasks.generating import Captioner as Captioner
+    from .tasks.generating import QuestionAnswerer as QuestionAnswerer
+    from .tasks.matching import Match as Match
+    from .tasks.matching import Matcher as Matcher
+    from .tasks.registry import BlipModel as BlipModel
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Answer": "tasks.generating",
+    "BlipModel": "tasks.registry",
+    "Caption": "tasks.generating",
+    "Captioner": "tasks.generating",
+    "InputError": "errors",
+    "Match": "tasks.matching",
+    "Matcher": "tasks.matching",
+    "QuestionAnswerer": "tasks.generating",
+    "Timings": "decoding.batching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> List[str]:
+    return sorted([*_MODULES, "__version__"])

@@ -23,14 +23,15 @@ import numpy as np
 
 from .decoding.decoder_run import NEXT_TOKEN
 from .errors import BlipEdgeError, InputError
-from .sessions.devices import SIMULATOR
 from .sessions.session import Session, SessionOptions, one_line
-from .tasks.artifacts import Artifacts
+from .tasks.artifacts import SIMULATOR, Artifacts
 from .tasks.registry import TASKS
 
 BUNDLE_FILE = "bundle.json"
 RESULTS_FILE = "results.json"
 RESULTS_VERSION = 1
+#: What the verdict needs of an answer.
+_JUDGED = ("token_ids", "probability", "cosine")
 #: Where the SDK puts its command-line tools.
 _TOOLS = "/opt/sophon/libsophon-current/bin"
 #: What ``bmrt_test`` prints per net.
@@ -163,20 +164,14 @@ def figures(
 def _answers(
     folder: Path, task: str, artifacts: Artifacts, expected: List[Mapping[str, Any]]
 ) -> List[Dict[str, Any]]:
-    answerer: Any = TASKS[task](artifacts)
+    answerer = TASKS[task](artifacts)
     found: List[Dict[str, Any]] = []
     for item in expected:
         image, text, limit = folder / item["image"], item["text"], item["new_tokens"]
         begin = time.perf_counter()
-        if task == "itm":
-            match = answerer(image, text)
-            record: Dict[str, Any] = {"probability": match.probability, "cosine": match.cosine}
-        elif task == "vqa":
-            ((answer,),) = answerer.batch([image], [[text]], max_new_tokens=limit)
-            record = {"token_ids": [int(token) for token in answer.token_ids]}
-        else:
-            (caption,) = answerer.batch([image], [text], max_new_tokens=limit)
-            record = {"token_ids": [int(token) for token in caption.token_ids]}
+        options = {"max_new_tokens": limit} if limit else {}
+        (result,) = answerer.ask([image], [text], **options)
+        record = {name: v for name, v in result.record().items() if name in _JUDGED}
         record["milliseconds"] = round((time.perf_counter() - begin) * 1e3, 3)
         found.append(record)
     return found

@@ -14,10 +14,10 @@ import yaml
 
 from configs.errors import ConfigError
 from configs.load import load_pipeline
+from runtime import Captioner
 from runtime.files.manifests import ComponentManifest, read_component_manifest
-from runtime.generation.search import Limits, start_search
+from runtime.generation.generate import Limits, start_search
 from runtime.generation.settings import GenerationSettings
-from runtime.tasks.registry import Captioner
 from tests.compile_private import ROOT, private_pipeline
 from tests.runtime_support import IMAGES
 from verify.parity.components import onnxruntime_vs_target

@@ -48,7 +48,7 @@ import numpy as np
 from configs.precisions import PRECISIONS
 from configs.tolerances import load_tolerances
 from runtime.files.manifests import component_manifests
-from runtime.sessions.opening import open_session
+from runtime.tasks.artifacts import open_session
 from runtime.sessions.session import SessionOptions
 from verify.parity.compare import compare, faults
 every = [m for m in component_manifests(Path(sys.argv[1])) if m.component == "vision_projection"]

@@ -16,9 +16,8 @@ from pipeline.tpu_tools.process import VendorTools
 from runtime.errors import ArtifactError
 from runtime.files.manifests import component_manifests
 from runtime.files.task_file import in_one_file
-from runtime.sessions.opening import open_session
 from runtime.sessions.session import SessionOptions
-from runtime.tasks.artifacts import Artifacts
+from runtime.tasks.artifacts import Artifacts, open_session
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = SessionOptions(device="simulator")

@@ -18,12 +18,12 @@ from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
 from pipeline.command import select
 from pipeline.net_shapes import largest_first, net_shapes
+from runtime import Captioner, QuestionAnswerer
 from runtime.decoding.batching import row_groups, run_rows
 from runtime.files.manifests import read_component_manifest
 from runtime.files.nets import Net, TensorSpec
 from runtime.sessions.session import SessionOptions
 from runtime.sessions.simulated_session import SimulatedSession
-from runtime.tasks.registry import Captioner, QuestionAnswerer
 from tests.compile_private import ROOT, private_pipeline
 from tests.conftest import run_stage
 from tests.runtime_support import IMAGES

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.manifest import ComponentManifest, read_manifest
 from pipeline.scenes import draw, make_scene
+from runtime import Captioner
 from runtime.errors import InputError
 from runtime.sessions.session import resolved_mode
-from runtime.tasks.registry import Captioner
 from tests.compile_private import PrivatePipeline, private_pipeline
 
 COMPONENTS = ("vision_encoder", "cross_key_values", "text_decoder")

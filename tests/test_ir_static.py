@@ -14,9 +14,9 @@ from configs.errors import ToolError
 from pipeline.manifest import ComponentManifest, manifest_text, read_manifest
 from pipeline.net_shapes import NetShape
 from runtime.files.manifests import component_manifests, read_component_manifest, read_task_manifest
-from runtime.sessions.opening import open_session
 from runtime.sessions.openvino_session import shared_core
 from runtime.sessions.session import SessionOptions
+from runtime.tasks.artifacts import open_session
 from tests.compile_private import PrivatePipeline, private_pipeline
 from verify.parity.components import onnxruntime_vs_target
 from verify.parity.inputs import Graphs, SampleSource

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.scenes import draw, make_scene
+from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.sessions.openvino_session import OpenVinoSession
-from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 from runtime.tasks.task import Task
 
 #: More than one call of the vision encoder, and a remainder.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from runtime import Captioner
 from runtime.errors import ArtifactError
 from runtime.files import integrity
 from runtime.files.integrity import FileRecord, check_files, file_sha256
 from runtime.files.user_cache import cache_root, new_entry, private_folder, prune
-from runtime.tasks.registry import Captioner
 from tests.runtime_support import IMAGES, ROOT, THREADS
 
 

@@ -229,7 +229,7 @@ def test_even_an_unexpected_failure_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("runtime.tasks.captioning.generate", fail)
+    monkeypatch.setattr("runtime.tasks.generating.generate", fail)
     command = ["caption", str(pictures / "0.png"), *arguments]
     assert main(command) == 1
     error = capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.scenes import draw, scenes
-from runtime.tasks.registry import Captioner
+from runtime import Captioner
 
 pytestmark = pytest.mark.device
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from runtime import Captioner
 from runtime.__main__ import main
 from runtime.errors import BackendError, InputError
-from runtime.sessions.devices import check_device, openvino_device, real_devices
-from runtime.sessions.openvino_session import check_arithmetic, shared_core
+from runtime.sessions.openvino_models import (
+    check_arithmetic,
+    openvino_device,
+    real_devices,
+    shared_core,
+)
 from runtime.sessions.session import SessionOptions
-from runtime.tasks.registry import Captioner
+from runtime.tasks.artifacts import check_device
 from tests.runtime_support import IMAGES, THREADS
 
 SEVERAL = ["CPU", "GPU.0", "GPU.1", "NPU"]

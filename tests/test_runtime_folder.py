@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime import Captioner, Matcher
 from runtime.__main__ import main
 from runtime.cli.inputs import image_paths, work_items
+from runtime.decoding.batching import StoppedError, StopSignal
 from runtime.errors import BackendError, InputError
 from runtime.preprocessing.images import PreparedImage
-from runtime.tasks.registry import Captioner, Matcher
-from runtime.tasks.streaming import StoppedError, StopSignal, Stream
+from runtime.tasks.streaming import Stream
 from tests.runtime_support import IMAGES, ROOT, THREADS
 
 

@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.errors import InputError
 from runtime.files.manifests import read_task_manifest
 from runtime.preprocessing.images import load_image
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.preprocessing.tokenization import TextTokenizer
-from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
+from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 from tests.runtime_support import IMAGES, THREADS
 
 #: Mutations per encoding; twelve encodings make 2,160 damaged images.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime import Captioner
 from runtime.errors import InputError
-from runtime.tasks.registry import Captioner
 from tests.runtime_support import (
     IMAGES,
     THREADS,

@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.files.manifests import read_task_manifest
 from runtime.preprocessing import images as runtime_images
 from runtime.preprocessing.images import load_image
-from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.processor import ImagePreprocessor
 from tests.runtime_support import IMAGES, reference_pixels, reference_processor
 
 SIZE = (90, 61)
@@ -52,7 +52,7 @@ def test_scenes_equal_huggingface(exported_artifacts: Path, preprocessor: ImageP
     expected = reference_pixels(exported_artifacts, "caption")
     found = preprocessor(IMAGES)
     assert found.dtype == np.float32
-    assert np.abs(found - expected).max() <= 1e-6
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "LA", "RGBA", "HSV"])
@@ -65,7 +65,7 @@ def test_modes_equal_huggingface(
         image.putalpha(Image.linear_gradient("L").resize(size))
     processor = reference_processor(exported_artifacts, "caption")
     expected = np.asarray(processor([image], return_tensors="np")["pixel_values"])
-    assert np.abs(preprocessor([image]) - expected).max() <= 1e-6
+    assert np.array_equal(preprocessor([image]), expected)
 
 
 def test_a_transparent_palette_equals_huggingface(
@@ -75,7 +75,7 @@ def test_a_transparent_palette_equals_huggingface(
     image.info["transparency"] = 7
     processor = reference_processor(exported_artifacts, "caption")
     expected = np.asarray(processor([image.copy()], return_tensors="np")["pixel_values"])
-    assert np.abs(preprocessor([image]) - expected).max() <= 1e-6
+    assert np.array_equal(preprocessor([image]), expected)
 
 
 def test_resizing_twice_changes_nothing(preprocessor: ImagePreprocessor):

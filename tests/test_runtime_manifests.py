@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime import Captioner, Matcher
 from runtime.errors import ArtifactError, BackendError, InputError
 from runtime.files.manifests import (
     TASK_MANIFEST,
@@ -22,9 +23,8 @@ from runtime.files.manifests import (
     read_manifest,
 )
 from runtime.files.number_formats import narrowed, widened
-from runtime.sessions.opening import open_session
 from runtime.sessions.session import SessionOptions
-from runtime.tasks.registry import Captioner, Matcher
+from runtime.tasks.artifacts import open_session
 from tests.runtime_support import IMAGES
 
 Change = Callable[[dict[str, Any]], Any]

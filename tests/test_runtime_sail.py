@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.scenes import draw, questions, scenes
-from runtime.decoding.board_run import DeviceCrossStates
+from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.errors import BackendError
 from runtime.files.manifests import TensorSpec, read_component_manifest
 from runtime.files.number_formats import widened
 from runtime.sessions.board_session import SailSession
 from runtime.sessions.session import SessionOptions
-from runtime.tasks.registry import Captioner, Matcher, QuestionAnswerer
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 SCENES = list(scenes(2, "heldout"))
@@ -108,7 +107,7 @@ def test_keys_and_values_get_the_dtype_that_the_decoder_takes(reference_artifact
     decoder = SailSession(manifests["text_decoder"], options)
     decoder.load()
     states = np.random.default_rng(0).normal(size=projection.inputs[0].shape).astype(np.float32)
-    cross = DeviceCrossStates.project(projection, states, None)
+    cross = projection.cross_states({"encoder_hidden_states": states})
     (half,) = cross.tensors
     before = {
         spec.name: widened(projection.read(half[spec.name], spec)) for spec in projection.outputs

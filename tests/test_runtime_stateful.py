@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.scenes import draw, make_scene
-from runtime.decoding.cross_attention import look, project, start_run
-from runtime.decoding.decoder_run import CrossStates, DecoderRun
+from runtime import Captioner, QuestionAnswerer
+from runtime.decoding.decoder_run import CrossStates
 from runtime.decoding.openvino_run import ReadyCrossStates, StatefulRun
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.sessions.session import SessionOptions
+from runtime.preprocessing.processor import ImagePreprocessor
+from runtime.sessions.session import DecoderRun, SessionOptions
 from runtime.tasks.artifacts import Artifacts
-from runtime.tasks.registry import Captioner, QuestionAnswerer
-from runtime.tasks.timing import Timings
 
 #: Largest relative error of logits, per mode: configs/tolerances.yaml.
 BOUNDS = {"exact": 5e-3, "fast": 5e-2}
@@ -41,11 +39,9 @@ def runs(plain: Artifacts, compiled: Artifacts) -> tuple[DecoderRun, DecoderRun]
     pixels = ImagePreprocessor(plain.manifest.image)(images)
     found = []
     for artifacts in (plain, compiled):
-        sessions = (artifacts.session("vision_encoder"), artifacts.session("cross_key_values"))
-        cross = look(*sessions, pixels, Timings())
-        found.append(
-            start_run(artifacts.session("text_decoder"), artifacts.manifest.dimensions, cross)
-        )
+        cross = Captioner(artifacts).encode_image(pixels)
+        decoder = artifacts.session("text_decoder")
+        found.append(decoder.start_run(artifacts.manifest.dimensions, cross))
     assert isinstance(found[1], StatefulRun)
     return found[0], found[1]
 
@@ -130,11 +126,10 @@ def test_two_generations_at_once_do_not_mix(pair: tuple[Artifacts, Artifacts, fl
     captioner = Captioner(compiled)
     alone = [captioner(image).token_ids for image in images]
     pixels = captioner.preprocessor(images)
-    sessions = (compiled.session("vision_encoder"), compiled.session("cross_key_values"))
     started = []
     for row in range(2):
-        cross = look(*sessions, pixels[row : row + 1], Timings())
-        run = start_run(compiled.session("text_decoder"), compiled.manifest.dimensions, cross)
+        cross = captioner.encode_image(pixels[row : row + 1])
+        run = compiled.session("text_decoder").start_run(compiled.manifest.dimensions, cross)
         start = [captioner.manifest.text.start_token_id]
         started.append((run, [start[0], int(run.start([start], [0]).argmax())]))
     for _ in range(3):
@@ -163,7 +158,8 @@ def test_question_states_are_projected_without_a_copy(openvino_artifacts: Path) 
     artifacts = Artifacts.open(openvino_artifacts, "vqa")
     size = artifacts.manifest.dimensions.hidden_size
     states = np.zeros((2, 5, size), dtype=np.float32)
-    cross = project(artifacts.session("cross_key_values"), states, np.ones((2, 5)))
+    feeds = {"encoder_hidden_states": states}
+    cross = artifacts.session("cross_key_values").cross_states(feeds, np.ones((2, 5)))
     assert isinstance(cross, ReadyCrossStates)
     assert not isinstance(cross, CrossStates)
     artifacts.close()

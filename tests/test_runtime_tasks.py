@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.scenes import matching_pairs, questions
+from runtime import BlipModel, Captioner, Matcher, QuestionAnswerer
+from runtime.decoding.batching import StoppedError, StopSignal, Timings
 from runtime.errors import InputError
-from runtime.tasks.registry import BlipModel, Captioner, Matcher, QuestionAnswerer
-from runtime.tasks.timing import Timings
 from tests.runtime_support import (
     IMAGES,
     SCENES,
@@ -220,5 +220,72 @@ def test_openvino_modes_and_threads(openvino_artifacts: Path, tmp_path: Path):
 def test_empty_input_gives_an_empty_answer(exported_artifacts: Path):
     with Captioner.from_artifacts(exported_artifacts, target="onnx") as captioner:
         assert captioner.batch([]) == []
-        with pytest.raises(InputError, match="prompts"):
+        with pytest.raises(InputError, match="texts: 1 for 2 images"):
             captioner.batch(IMAGES[:2], ["a"])
+
+
+def test_one_image_gives_one_result_and_a_list_a_list(exported_artifacts: Path):
+    options = {"target": "onnx", "threads": THREADS}
+    with Captioner.from_artifacts(exported_artifacts, **options) as captioner:
+        alone = [captioner(image) for image in IMAGES[:2]]
+        assert captioner(IMAGES[:2]) == captioner(tuple(IMAGES[:2])) == alone
+        assert captioner(IMAGES[:1]) == alone[:1]
+        prompts = [None, "a picture of"]
+        assert captioner(IMAGES[0], prompts) == captioner([IMAGES[0]] * 2, prompts)
+    with QuestionAnswerer.from_artifacts(exported_artifacts, **options) as answerer:
+        asked = QUESTIONS[0][:2]
+        alone = [answerer(IMAGES[0], question) for question in asked]
+        assert answerer(IMAGES[0], asked) == answerer([IMAGES[0]] * 2, asked) == alone
+        assert answerer(IMAGES[:2], asked[0])[0] == alone[0]
+        with pytest.raises(InputError, match="pass a string"):
+            answerer(IMAGES[0])
+    with Matcher.from_artifacts(exported_artifacts, **options) as matcher:
+        alone = [matcher(image, TEXTS[0]) for image in IMAGES[:2]]
+        together = matcher(IMAGES[:2], TEXTS[0])
+        for one, other in zip(alone, together, strict=True):
+            assert one.probability == pytest.approx(other.probability, abs=1e-5)
+        with pytest.raises(InputError, match="'num_beams': matching takes none"):
+            matcher(IMAGES[0], TEXTS[0], num_beams=2)
+
+
+def test_timings_of_a_stream_serve_later_calls(exported_artifacts: Path):
+    timings = Timings()
+    with Captioner.from_artifacts(exported_artifacts, target="onnx", threads=THREADS) as captioner:
+        streamed = [found for _, found in captioner.stream(IMAGES[:2], timings=timings)]
+        assert timings.rows["preprocess"] == timings.rows["vision"] == 2
+        assert captioner.batch(IMAGES[:2], timings=timings) == streamed
+        assert timings.rows["vision"] == 4
+        # Left early, as well.
+        next(captioner.stream(IMAGES, timings=timings))
+        assert captioner(IMAGES[0], timings=timings) == streamed[0]
+
+
+def test_a_call_ends_at_the_stage_after_its_signal(exported_artifacts: Path):
+    class Stopping(Timings):
+        def __init__(self, stop: StopSignal, after: str) -> None:
+            super().__init__()
+            self._stop, self._after = stop, after
+
+        def measure(self, stage: str, rows: int = 1):
+            if stage == self._after:
+                self._stop.set()
+            return super().measure(stage, rows)
+
+    options = {"target": "onnx", "threads": THREADS}
+    with (
+        Captioner.from_artifacts(exported_artifacts, **options) as captioner,
+        QuestionAnswerer.from_artifacts(exported_artifacts, **options) as answerer,
+        Matcher.from_artifacts(exported_artifacts, **options) as matcher,
+    ):
+        for task, text, stages in (
+            (captioner, None, ["preprocess", "vision", "cross_key_values", "first_pass", "step"]),
+            (answerer, "how many?", ["vision", "text_encoder", "cross_key_values", "first_pass"]),
+            (matcher, "two rings", ["vision", "vision_projection", "text_encoder_unimodal"]),
+        ):
+            for after in stages:
+                stop = StopSignal()
+                timings = Stopping(stop, after)
+                with pytest.raises(StoppedError):
+                    task(IMAGES[0], text, timings=timings, stop=stop)
+                assert list(timings.calls)[-1] == after
+                assert timings.calls[after] == 1

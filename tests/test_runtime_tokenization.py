@@ -9,7 +9,7 @@ import pytest
 from pipeline.scenes import caption, questions
 from runtime.errors import ArtifactError, InputError
 from runtime.files.manifests import read_task_manifest
-from runtime.preprocessing.tokenization import MAXIMUM_CHARACTERS, TextTokenizer
+from runtime.preprocessing.processor import MAXIMUM_CHARACTERS, TextTokenizer
 from tests.runtime_support import SCENES, reference_tokenizer
 
 TEXTS = [

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.schema import Component, PipelineConfig, Precision, Task
 from pipeline.manifest import key_of
 from pipeline.sources import source_digest
 from runtime.files.manifests import ComponentManifest, component_manifests, read_task_manifest
-from runtime.sessions.devices import SIMULATOR
-from runtime.sessions.opening import open_session
 from runtime.sessions.session import Session, SessionOptions
-from runtime.tasks.artifacts import Artifacts
+from runtime.tasks.artifacts import SIMULATOR, Artifacts, open_session
 from runtime.tasks.registry import TASKS
 from runtime.tasks.task import Task as RuntimeTask
 from verify.answers.cases import Case, generation_cases, new_tokens
@@ -119,7 +118,7 @@ class TaskBench:
         """The session that users get for this artifact; simulated answers are kept on the disk."""
         return self._sessions(artifacts, mode)[component]
 
-    def runtime_task(self, artifacts: TargetArtifacts, mode: str = "") -> RuntimeTask:
+    def runtime_task(self, artifacts: TargetArtifacts, mode: str = "") -> RuntimeTask[Any]:
         """The runtime's own task class on these artifacts."""
         sessions = self._sessions(artifacts, mode)
         opened = Artifacts(

@@ -18,10 +18,7 @@ from pipeline.atomic import artifact_lock
 from pipeline.build import tool_versions
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
-from runtime.preprocessing.tokenization import TextTokenizer
-from runtime.tasks.answering import QuestionAnswerer
-from runtime.tasks.captioning import Captioner
-from runtime.tasks.matching import Matcher
+from runtime.preprocessing.processor import TextTokenizer
 from verify.answers.quality import match_quality, text_quality, usual_agreement, with_quality
 from verify.answers.whole_answers import generated_tokens, match_scores, score_check, token_check
 from verify.artifacts import ONNX, arithmetic, digest, find_artifacts
@@ -241,7 +238,7 @@ def _answers(item: Planned, bench: TaskBench) -> Check:
     cases = bench.cases(count)
     task = bench.runtime_task(artifacts, subject.variant)
     parts = [cases[i : i + CASES_AT_ONCE] for i in range(0, count, CASES_AT_ONCE)]
-    if isinstance(task, Matcher):
+    if subject.kind == "scores":
         scores = [match for part in parts for match in match_scores(task, part)]
         tolerance = load_tolerances().score(
             target=artifacts.name, precision=artifacts.precision, arithmetic=computed
@@ -250,8 +247,6 @@ def _answers(item: Planned, bench: TaskBench) -> Check:
         wanted = [answer.probability or 0.0 for answer in expected]
         probabilities = [match.probability for match in scores]
         return with_quality(check, match_quality(cases, wanted, probabilities, named))
-    if not isinstance(task, Captioner | QuestionAnswerer):
-        raise TypeError(f"{subject.name}: neither generates nor matches")
     limit = bench.new_tokens()
     tokens = [ids for part in parts for ids in generated_tokens(task, part, limit)]
     check = token_check(subject, cases, expected, tokens, gate, task.tokenizer)

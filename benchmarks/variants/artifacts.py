@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from benchmarks.variants.base import MODES, NEW_TOKENS, Call, Variant, VariantOptions, Workload
+from runtime.decoding.batching import Timings
 from runtime.preprocessing.images import PreparedImage
 from runtime.tasks.registry import TASKS
-from runtime.tasks.timing import Timings
 
 
 def opened_as(variant: str) -> dict[str, str]:

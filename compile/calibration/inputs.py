@@ -25,8 +25,7 @@ from pipeline.manifest import ComponentManifest, ImageSettings, TaskManifest, re
 from runtime.decoding.caches import FixedCache
 from runtime.decoding.decoder_run import CROSS_MASK, CrossStates, cross_mask, fixed_call
 from runtime.errors import BlipEdgeError
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 
 Arrays = dict[str, Array]
 

@@ -5,87 +5,95 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
-import numpy as np
-
-from ..decoding.batching import fixed_batch
+from ..decoding.batching import StopSignal, Timings, fixed_batch
 from ..errors import InputError
 from ..generation.settings import GenerationSettings
 from ..preprocessing.images import PreparedImage
-from ..tasks.captioning import Caption
-from ..tasks.registry import Captioner, Matcher, QuestionAnswerer
 from ..tasks.task import Task
-from ..tasks.timing import Timings
 from .inputs import WorkItem, image_paths, work_items
 from .options import generation_arguments, targets, task_arguments
-from .reports import Columns, Line, Report
-from .tables import Progress
+from .reports import Columns, Line, Progress, Report
 
 #: Images that ``--show`` draws.
 _SHOWN = 60
 _INPUT_PROBLEM = 2
 
 Loaded = Tuple[WorkItem, PreparedImage]
-#: A task, loaded images and where to count time, to the results of every image.
-Work = Callable[[Any, Sequence[Loaded], Timings], List[List[Line]]]
+#: A task, loaded images, where to count time and when to stop, to the results of every image.
+Work = Callable[
+    [Any, Sequence[Loaded], Timings, Optional[StopSignal]],
+    List[List[Line]],
+]
 
 
 def caption(options: argparse.Namespace) -> int:
     """Runs ``blip-edge caption``; returns the exit code."""
-    generation = generation_arguments(options)
-    GenerationSettings.from_arguments(**generation)
+    from ..tasks.generating import Captioner
 
-    def work(task: Captioner, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+    generation = _generation(options)
+    items = work_items(options.images, None, "", recursive=options.recursive)
+
+    def work(
+        task: Captioner, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
+    ) -> List[List[Line]]:
         images = [image for _, image in group]
-        found = task.batch(images, options.prompt, timings=timings, **generation)
+        found = task.ask(images, options.prompt, timings=timings, stop=stop, **generation)
         return [
-            [Line(item.image, None, task.artifacts.target, result.text, _sequence_fields(result))]
+            [Line(item.image, None, task.artifacts.target, result.text, result.record())]
             for (item, _), result in zip(group, found)
         ]
 
-    items = work_items(options.images, None, "", recursive=options.recursive)
     return _run(Captioner, options, items, [], work)
 
 
 def answer(options: argparse.Namespace) -> int:
     """Runs ``blip-edge vqa``; returns the exit code."""
-    generation = generation_arguments(options)
-    GenerationSettings.from_arguments(**generation)
+    from ..tasks.generating import QuestionAnswerer
+
+    generation = _generation(options)
     if not options.question and options.csv is None:
         return _ask_interactively(options, generation)
     items = work_items(options.images, options.csv, "question", recursive=options.recursive)
 
-    def work(task: QuestionAnswerer, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+    def work(
+        task: QuestionAnswerer,
+        group: Sequence[Loaded],
+        timings: Timings,
+        stop: Optional[StopSignal],
+    ) -> List[List[Line]]:
         questions = [[*item.texts, *options.question] for item, _ in group]
         images = [image for _, image in group]
-        found = task.batch(images, questions, timings=timings, **generation)
+        found = task.pairs(images, questions, timings=timings, stop=stop, **generation)
         return [
-            [
-                Line(
-                    item.image,
-                    question,
-                    task.artifacts.target,
-                    result.text,
-                    {"question": question, **_sequence_fields(result)},
-                )
-                for question, result in zip(asked, results)
-            ]
+            [_answer_line(item, question, task, result) for question, result in zip(asked, results)]
             for (item, _), asked, results in zip(group, questions, found)
         ]
 
     return _run(QuestionAnswerer, options, items, options.question, work)
 
 
+def _generation(options: argparse.Namespace) -> Dict[str, Any]:
+    """The generation arguments given, which are checked before anything is loaded."""
+    generation = generation_arguments(options)
+    GenerationSettings.from_arguments(**generation)
+    return generation
+
+
 def match(options: argparse.Namespace) -> int:
     """Runs ``blip-edge match``; returns the exit code."""
+    from ..tasks.matching import Matcher
+
     if options.csv is not None:
         return _match_pairs(options)
     texts = _texts(options)
     top_k = len(texts) if options.top_k is None else options.top_k
-    features: Dict[Task, np.ndarray] = {}
+    features: Dict[Any, Any] = {}
 
-    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+    def work(
+        task: Matcher, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
+    ) -> List[List[Line]]:
         if task not in features:
             features[task] = task.text_features(texts, timings=timings)
         ranking = task.rank(
@@ -95,6 +103,7 @@ def match(options: argparse.Namespace) -> int:
             images_per_text=0,
             text_features=features[task],
             timings=timings,
+            stop=stop,
         )
         return [
             [
@@ -116,12 +125,16 @@ def match(options: argparse.Namespace) -> int:
 
 
 def _match_pairs(options: argparse.Namespace) -> int:
+    from ..tasks.matching import Matcher
+
     if options.text or options.texts is not None or options.top_k is not None:
         raise InputError("match: --csv names the pairs; leave out --text, --texts and --top-k")
 
-    def work(task: Matcher, group: Sequence[Loaded], timings: Timings) -> List[List[Line]]:
+    def work(
+        task: Matcher, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
+    ) -> List[List[Line]]:
         texts = [item.texts for item, _ in group]
-        found = task.pairs([image for _, image in group], texts, timings=timings)
+        found = task.pairs([image for _, image in group], texts, timings=timings, stop=stop)
         return [
             [
                 _match_line(item, text, task, result.probability, result.cosine)
@@ -147,11 +160,16 @@ def _texts(options: argparse.Namespace) -> List[str]:
     return texts
 
 
+def _answer_line(item: WorkItem, question: str, task: Task[Any], result: Any) -> Line:
+    fields = {"question": question, **result.record()}
+    return Line(item.image, question, task.artifacts.target, result.text, fields)
+
+
 def _match_line(
-    item: WorkItem, text: str, task: Task, probability: float, cosine: float, place: int = 0
+    item: WorkItem, text: str, task: Task[Any], probability: float, cosine: float, place: int = 0
 ) -> Line:
     """One text's match; a probability of NaN is unknown, a place of 0 is no rank."""
-    known = None if np.isnan(probability) else probability
+    known = None if probability != probability else probability
     rank = {"rank": place} if place else {}
     fields = {"text": text, **rank, "probability": known, "cosine": cosine}
     shown = "-" if known is None else f"{known:.4f}"
@@ -199,7 +217,7 @@ def _run(
 
 
 def _stream(
-    task: Task,
+    task: Task[Any],
     items: Sequence[WorkItem],
     work: Work,
     timings: Timings,
@@ -211,7 +229,7 @@ def _stream(
     stream = task.stream_batches(
         items,
         lambda item: item.image,
-        lambda group, measured: work(task, group, measured),
+        lambda group, stop: work(task, group, timings, stop),
         timings,
     )
     good = 0
@@ -238,7 +256,7 @@ def _reported(
     return 1
 
 
-def _warm_up(task: Task, items: Sequence[WorkItem], work: Work) -> None:
+def _warm_up(task: Task[Any], items: Sequence[WorkItem], work: Work) -> None:
     """Loading and first calls are not what a user wants to know per image."""
     for item in items:
         try:
@@ -248,11 +266,13 @@ def _warm_up(task: Task, items: Sequence[WorkItem], work: Work) -> None:
         # Nets with dynamic shapes prepare themselves for every new batch size.
         fixed = fixed_batch(task.session("vision_encoder").manifest.nets[0]) is not None
         rows = 1 if fixed else min(len(items), task.images_at_once())
-        work(task, [(item, prepared)] * rows, Timings())
+        work(task, [(item, prepared)] * rows, Timings(), None)
         return
 
 
 def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) -> int:
+    from ..tasks.generating import QuestionAnswerer
+
     paths = image_paths(options.images)
     if len(paths) != 1:
         raise InputError("vqa: without --question pass one image, to be asked line by line")
@@ -269,8 +289,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
             except InputError as error:
                 report.problem(paths[0], str(error))
                 continue
-            fields = {"question": question, **_sequence_fields(result)}
-            report.add(Line(paths[0], question, options.target, result.text, fields))
+            report.add(_answer_line(WorkItem(paths[0]), question, task, result))
             if not options.json:
                 print(result.text, flush=True)
     if options.timing:
@@ -293,19 +312,6 @@ def _questions() -> Iterator[str]:
             return
         if question:
             yield question
-
-
-def _sequence_fields(result: Any) -> Dict[str, Any]:
-    fields: Dict[str, Any] = {"text": result.text, "token_ids": list(result.token_ids)}
-    if result.score is not None:
-        fields["score"] = result.score
-    if result.alternatives:
-        fields["alternatives"] = [_alternative(item) for item in result.alternatives]
-    return fields
-
-
-def _alternative(item: Caption) -> Dict[str, Any]:
-    return {"text": item.text, "token_ids": list(item.token_ids), "score": item.score}
 
 
 COMMANDS: Dict[str, Any] = {"caption": caption, "vqa": answer, "match": match}

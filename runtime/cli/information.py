@@ -18,10 +18,8 @@ from ..files.manifests import (
     component_manifests,
     read_task_manifest,
 )
-from ..sessions.devices import HOST_TARGETS, SIMULATOR
-from ..simulator.session import find_python
-from ..tasks.artifacts import board_available
-from .tables import mebibytes, table
+from ..tasks.artifacts import HOST_TARGETS, SIMULATOR, board_available
+from .reports import mebibytes, table
 
 
 def info(options: argparse.Namespace) -> int:
@@ -236,6 +234,8 @@ def _sail() -> List[Tuple[str, str, str]]:
 
 
 def _simulator() -> List[Tuple[str, str, str]]:
+    from ..simulator.session import find_python
+
     try:
         python = str(find_python())
     except BackendError as error:

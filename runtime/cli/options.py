@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional
 
 from ..errors import InputError
 from ..generation.settings import GenerationSettings
-from ..sessions.devices import check_device, fits
 from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
+from ..tasks.artifacts import check_device, fits
 
 DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
 

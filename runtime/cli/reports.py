@@ -1,4 +1,7 @@
-"""What the command line prints: JSON lines for programs, readable lines and tables for people."""
+"""What the command line prints: JSON lines for programs, tables and a progress line for people.
+
+With the standard library only: boards have little else.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, TextIO, Tuple
 
-from ..tasks.timing import Timings
-from .tables import table
+from ..decoding.batching import Timings
 
+_BAR_CELLS = 24
 #: Columns of the timing table: heading, stage, and the unit that a row of the stage counts.
 TIMING_COLUMNS = (
     ("preprocess", "preprocess"),
@@ -173,3 +176,59 @@ class Report:
 def _row(cells: Sequence[str], widths: Sequence[int], last: str) -> str:
     padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
     return "  ".join([*padded, last])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned under a header; numbers to the right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    right = [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(header))]
+    lines: List[str] = []
+    for index, row in enumerate(cells):
+        padded = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right)
+        ]
+        lines.append("  ".join(padded).rstrip())
+        if index == 0:
+            lines.append("  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def mebibytes(size_bytes: int) -> str:
+    """A size as text in MiB."""
+    return f"{size_bytes / (1 << 20):.1f}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text in ("", "-")
+    return True
+
+
+class Progress:
+    """A bar on standard error while many items are worked on; silent where nobody watches."""
+
+    def __init__(self, total: int, label: str, stream: Optional[TextIO] = None) -> None:
+        self._total = total
+        self._label = label
+        self._stream = stream or sys.stderr
+        self._shown = total > 1 and self._stream.isatty()
+        self._done = 0
+
+    def advance(self, count: int = 1) -> None:
+        """Counts finished items."""
+        self._done += count
+        if self._shown:
+            filled = _BAR_CELLS * self._done // self._total
+            bar = "#" * filled + "." * (_BAR_CELLS - filled)
+            self._stream.write(f"\r{self._label} [{bar}] {self._done}/{self._total}")
+            self._stream.flush()
+
+    def clear(self) -> None:
+        """Removes the bar."""
+        if self._shown:
+            self._stream.write("\r\033[K")
+            self._stream.flush()

@@ -1,12 +1,21 @@
-"""Runs one component over many items: in batches, or one by one where the net has a fixed batch."""
+"""Runs one component over many items, in batches, or one by one where the net has a fixed batch.
+
+A call's stages are timed by ``Timings``, and end at the next stage after its ``StopSignal``.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 
-from ..files.manifests import Net
+from ..errors import InputError
+from ..files.manifests import Net, TextSettings
 from ..sessions.session import Session
 
 ArrayDict = Dict[str, np.ndarray]
@@ -21,6 +30,83 @@ BATCH_ROWS = 16
 _TEXTS = ("input_ids", "attention_mask")
 #: Most rows per stage for nets with a fixed one: their results come out together.
 FIXED_ROWS = 64
+
+#: Additive mask value; finite, because an infinite one becomes NaN in half precision.
+MASKED = np.float32(-10000.0)
+CROSS_MASK = "cross_attention_mask"
+
+
+@dataclass
+class Timings:
+    """Seconds, calls and rows per stage, added up over everything measured with one object.
+
+    May be shared between threads.
+    """
+
+    seconds: Dict[str, float] = field(default_factory=dict)
+    calls: Dict[str, int] = field(default_factory=dict)
+    rows: Dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @contextmanager
+    def measure(self, stage: str, rows: int = 1) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - begin
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+                self.calls[stage] = self.calls.get(stage, 0) + 1
+                self.rows[stage] = self.rows.get(stage, 0) + rows
+
+    def milliseconds_per_row(self, stage: str) -> float:
+        """Mean time of one row (image, question, token) in a stage, in ms; 0 if never run."""
+        rows = self.rows.get(stage, 0)
+        return 1000.0 * self.seconds.get(stage, 0.0) / rows if rows else 0.0
+
+
+class StoppedError(Exception):
+    """Raised inside a worker whose results nobody waits for any more."""
+
+
+class StopSignal:
+    """Tells workers to give up; ``check`` is called between the steps of their work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """From now on ``check`` raises."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Does nothing, or raises.
+
+        Raises:
+            StoppedError: the work is not wanted any more.
+        """
+        if self._event.is_set():
+            raise StoppedError
+
+
+@contextmanager
+def stage(
+    name: str, rows: int, timings: Optional[Timings], stop: Optional[StopSignal]
+) -> Iterator[None]:
+    """One stage of a call: timed, and not begun where the call is not wanted any more.
+
+    Raises:
+        StoppedError: ``stop`` is set.
+    """
+    if stop is not None:
+        stop.check()
+    if timings is None:
+        yield
+        return
+    with timings.measure(name, rows):
+        yield
 
 
 def fixed_batch(net: Net) -> Optional[int]:
@@ -129,11 +215,31 @@ def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
     }
 
 
+def additive(allowed: np.ndarray) -> np.ndarray:
+    """A boolean mask as what is added to attention scores."""
+    return np.where(allowed, np.float32(0.0), MASKED)
+
+
+def consecutive(contexts: np.ndarray) -> Union[slice, np.ndarray]:
+    """An index of these contexts: a slice, which copies nothing, where they are one run."""
+    first, count = int(contexts[0]), len(contexts)
+    if np.array_equal(contexts, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return contexts
+
+
 def as_numpy(value: Any) -> np.ndarray:
     """A numpy array from an array, a list, or a torch tensor on any device."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     return np.asarray(value)
+
+
+def like_input(array: np.ndarray, example: Any) -> Any:
+    """The array as a torch tensor if the example is one; torch is never imported for it."""
+    if type(example).__module__.split(".")[0] == "torch" and "torch" in sys.modules:
+        return sys.modules["torch"].from_numpy(array)
+    return array
 
 
 def ragged(
@@ -154,6 +260,25 @@ def text_rows(
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
     return ids, mask
+
+
+def padded_texts(
+    session: Session, rows: Sequence[Sequence[int]], text: TextSettings
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Ids and mask ``[batch, tokens]`` for a net: its fixed length, or that of the longest row.
+
+    Raises:
+        InputError: a row is longer than the net, or than the checkpoint's positions.
+    """
+    longest = max(len(row) for row in rows)
+    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
+    limit = text.maximum_positions if fixed is None else min(fixed, text.maximum_positions)
+    if longest > limit:
+        raise InputError(
+            f"text of {longest} tokens: this artifact takes {limit}; shorten it"
+            + ("" if fixed is None else ", or build with larger shapes.text_tokens")
+        )
+    return text_rows(rows, longest if fixed is None else fixed, text.pad_token_id)
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

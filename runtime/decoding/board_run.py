@@ -10,13 +10,13 @@ from ..errors import ArtifactError
 from ..files.manifests import Dimensions, Net
 from ..files.number_formats import widened
 from ..sessions.board_session import SailSession
+from ..sessions.session import DecoderRun
 from .batching import row_groups
 from .caches import new_names, past_names
 from .decoder_run import (
     CROSS_MASK,
     NEXT_LOGIT,
     NEXT_TOKEN,
-    DecoderRun,
     additive,
     fitting_stage,
     fixed_axis,
@@ -24,7 +24,6 @@ from .decoder_run import (
     prompt_cuts,
     tokens_of,
 )
-from .decoder_run import checked_logits as checked
 
 
 class DeviceCrossStates:
@@ -41,20 +40,6 @@ class DeviceCrossStates:
         self.tensors = tensors
         #: 1 for real encoder tokens ``[contexts, encoder tokens]``, or None
         self.mask = mask
-
-    @classmethod
-    def project(
-        cls, session: SailSession, encoder_hidden_states: np.ndarray, mask: Optional[np.ndarray]
-    ) -> "DeviceCrossStates":
-        """Runs ``cross_key_values`` for every row of ``[contexts, encoder tokens, hidden]``."""
-        net = session.net(None)
-        tensors = [
-            session.run_resident(
-                {"encoder_hidden_states": encoder_hidden_states[row : row + 1]}, net
-            )
-            for row in range(len(encoder_hidden_states))
-        ]
-        return cls(session, tensors, mask)
 
     def fit(self, session: SailSession, net: Net) -> None:
         """Gives every tensor the dtype that a decoder takes, through the host where it differs.
@@ -257,9 +242,9 @@ class DeviceRun(DecoderRun):
             session.process(net, inputs, outputs)
             self._append(rows, outputs, length, len(tokens[0]))
             if self.tokens_suffice and NEXT_TOKEN in outputs:
-                checked(self._read(net, outputs, NEXT_LOGIT), session)
+                session.checked_logits(self._read(net, outputs, NEXT_LOGIT))
                 return tokens_of(self._read(net, outputs, NEXT_TOKEN))
-            return checked(self._read(net, outputs, "logits"), session)
+            return session.checked_logits(self._read(net, outputs, "logits"))
 
     def _read(self, net: Net, outputs: Mapping[str, Any], name: str) -> np.ndarray:
         spec = net.output(name)

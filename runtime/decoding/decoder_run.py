@@ -1,25 +1,20 @@
-"""Runs a text decoder token by token over a growing or a fixed-size cache."""
+"""Decodes with arrays in this process's memory, over a growing or a fixed-size cache."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..errors import ArtifactError, BackendError
+from ..errors import ArtifactError
 from ..files.manifests import Dimensions, Net
-from ..files.number_formats import widened
-from ..sessions.session import Session
-from .batching import row_groups
+from ..sessions.session import Arrays, DecoderRun, Session
+from .batching import CROSS_MASK as CROSS_MASK
+from .batching import ArrayDict, consecutive, row_groups, run_rows
+from .batching import additive as additive
 from .caches import FixedCache, GrowingCache
 
-ArrayDict = Dict[str, np.ndarray]
-
-#: Additive mask value; finite, because an infinite one becomes NaN in half precision.
-MASKED = np.float32(-10000.0)
-CROSS_MASK = "cross_attention_mask"
 #: Outputs of a decoder that chooses the next token itself: its id and its logit, ``[rows, 1]``.
 NEXT_TOKEN = "next_token"  # noqa: S105 - the name of a tensor
 NEXT_LOGIT = "next_logit"
@@ -39,35 +34,20 @@ class CrossStates:
         """Number of contexts."""
         return int(next(iter(self.arrays.values())).shape[0])
 
+    @classmethod
+    def of(cls, session: Session, feeds: Arrays, mask: Optional[np.ndarray]) -> "CrossStates":
+        """What a session's net makes of ``feeds``."""
+        outputs = run_rows(session, dict(feeds))
+        made = {name: array for name, array in outputs.items() if name.startswith("cross.")}
+        return cls(made, mask)
+
     def select(self, contexts: np.ndarray) -> "CrossStates":
         """These contexts in this order; no copy where they are one consecutive run."""
-        first, count = int(contexts[0]), len(contexts)
-        index: Union[slice, np.ndarray] = contexts
-        if np.array_equal(contexts, np.arange(first, first + count)):
-            index = slice(first, first + count)
+        index = consecutive(contexts)
         return CrossStates(
             {name: array[index] for name, array in self.arrays.items()},
             None if self.mask is None else self.mask[index],
         )
-
-
-class DecoderRun(ABC):
-    """One generation: rows of tokens that grow, each attending to one context."""
-
-    #: Whether the best token of each row is all that is wanted of the next call. Where the decoder
-    #: chooses it, the call then returns tokens ``[rows]`` instead of logits ``[rows, vocabulary]``.
-    tokens_suffice = False
-
-    @abstractmethod
-    def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
-        """Feeds the prompts; returns the logits ``[rows, vocabulary]`` after their last tokens."""
-
-    @abstractmethod
-    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Row i becomes row ``parents[i]``, then ``tokens[i]``; returns the rows' logits."""
-
-    def close(self) -> None:  # noqa: B027 - most runs hold nothing that others wait for
-        """Lets go of what the run holds; it cannot go on afterwards."""
 
 
 class GrowingRun(DecoderRun):
@@ -145,7 +125,7 @@ class GrowingRun(DecoderRun):
             feeds[CROSS_MASK] = cross_mask(self._selected, ids.shape[1])
         outputs = self._session.run(feeds)
         self._cache.append(outputs)
-        return checked_logits(outputs["logits"], self._session)
+        return self._session.checked_logits(outputs["logits"])
 
 
 def _places(wanted: np.ndarray, contexts: np.ndarray) -> Optional[np.ndarray]:
@@ -221,9 +201,17 @@ class FixedRun(DecoderRun):
         outputs = self._session.run(feeds, net=net.name)
         self._cache.append(rows, outputs, len(tokens[0]))
         if self.tokens_suffice and NEXT_TOKEN in outputs:
-            checked_logits(outputs[NEXT_LOGIT], self._session)
+            self._session.checked_logits(outputs[NEXT_LOGIT])
             return tokens_of(outputs[NEXT_TOKEN])
-        return checked_logits(outputs["logits"], self._session)
+        return self._session.checked_logits(outputs["logits"])
+
+
+def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:
+    """Additive mask over encoder tokens, ``[contexts, 1, tokens, encoder tokens]``."""
+    encoder_tokens = next(iter(cross.arrays.values())).shape[1]
+    mask = np.ones((cross.contexts, encoder_tokens)) if cross.mask is None else cross.mask
+    wide = np.broadcast_to(mask[:, None, None, :] != 0, (len(mask), 1, tokens, mask.shape[1]))
+    return additive(wide)
 
 
 def tokens_of(array: np.ndarray) -> np.ndarray:
@@ -280,30 +268,6 @@ def fixed_call(tokens: List[int], length: int, past: int, slots: int) -> ArrayDi
     }
 
 
-def capacity(session: Session, maximum_positions: int) -> int:
-    """Longest sequence in tokens that the decoder can produce.
-
-    The last token is produced, not fed: with P cache slots P + 1 tokens can be fed.
-    """
-    if "step" in session.nets:
-        slots = fixed_axis(session.net("step"), "past.0.key", 1)
-        return min(slots + 2, maximum_positions + 1)
-    return maximum_positions + 1
-
-
-def additive(allowed: np.ndarray) -> np.ndarray:
-    """A boolean mask as what is added to attention scores."""
-    return np.where(allowed, np.float32(0.0), MASKED)
-
-
-def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:
-    """Additive mask over encoder tokens, ``[contexts, 1, tokens, encoder tokens]``."""
-    encoder_tokens = next(iter(cross.arrays.values())).shape[1]
-    mask = np.ones((cross.contexts, encoder_tokens)) if cross.mask is None else cross.mask
-    wide = np.broadcast_to(mask[:, None, None, :] != 0, (len(mask), 1, tokens, mask.shape[1]))
-    return additive(wide)
-
-
 def fixed_axis(net: Net, name: str, axis: int) -> int:
     """Length of an axis that must be fixed.
 
@@ -315,19 +279,3 @@ def fixed_axis(net: Net, name: str, axis: int) -> int:
     if not isinstance(length, int):
         raise ArtifactError(f"net '{net.name}': input {name} axis {axis} must be fixed; rebuild it")
     return length
-
-
-def checked_logits(logits: np.ndarray, session: Session) -> np.ndarray:
-    """The logits of a call as float32.
-
-    Raises:
-        BackendError: they are not finite, as after a half-precision overflow.
-    """
-    logits = widened(logits)
-    if not np.isfinite(logits.sum()):
-        manifest = session.manifest
-        raise BackendError(
-            f"{manifest.component} on {manifest.target} {manifest.precision}: logits are not "
-            "finite; use a wider precision (f32, bf16) or --mode exact"
-        )
-    return logits

@@ -7,48 +7,28 @@ half of them have: laying the grid out anew copies the cross keys and values of 
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import BackendError
-from ..sessions.openvino_session import Gathered, OpenVinoSession, Resident
-from ..sessions.openvino_tensors import rows as tensor_rows
-from .decoder_run import CROSS_MASK, DecoderRun, additive, checked_logits
+from ..sessions.openvino_session import OpenVinoSession, tensor_rows
+from ..sessions.session import DecoderRun
+from .batching import CROSS_MASK, additive, consecutive
 
 
 class ReadyCrossStates:
-    """Cross keys and values of contexts, where the model that made them left them."""
+    """Cross keys and values of contexts, in the tensors that the model wrote them to."""
 
-    def __init__(
-        self, resident: Union[Resident, Gathered], mask: Optional[np.ndarray] = None
-    ) -> None:
-        # Held, because it lends the tensors.
-        self._resident = resident
-        self.tensors = resident.tensors("cross.")
+    def __init__(self, tensors: Dict[str, Any], mask: Optional[np.ndarray] = None) -> None:
+        #: contract name to ``openvino.Tensor`` as the decoder takes it: type, axes, scale
+        self.tensors = tensors
         #: 1 for real encoder tokens, 0 for padding ``[contexts, encoder tokens]``; None: all real
         self.mask = mask
 
-    @classmethod
-    def project(
-        cls,
-        session: OpenVinoSession,
-        feeds: Dict[str, np.ndarray],
-        mask: Optional[np.ndarray] = None,
-    ) -> "ReadyCrossStates":
-        """Runs the model that makes cross keys and values, for every row of its inputs."""
-        rows = len(next(iter(feeds.values())))
-        most = session.rows_per_call(session.net(None))
-        if most is None or rows <= most:
-            return cls(session.run_resident(feeds), mask)
-        return cls(session.run_gathered(feeds, most, "cross."), mask)
-
     def select(self, contexts: np.ndarray) -> Dict[str, Any]:
         """Tensors of these contexts in this order; no copy where they are one consecutive run."""
-        first, count = int(contexts[0]), len(contexts)
-        index: Union[slice, np.ndarray] = contexts
-        if np.array_equal(contexts, np.arange(first, first + count)):
-            index = slice(first, first + count)
+        index = consecutive(contexts)
         return {name: tensor_rows(tensor, index) for name, tensor in self.tensors.items()}
 
 
@@ -184,7 +164,7 @@ class StatefulRun(DecoderRun):
             self._fresh = False
         self._session.infer(self._request, feeds)
         logits = np.array(self._request.get_tensor("logits").data)
-        checked = checked_logits(logits, self._session)
+        checked = self._session.checked_logits(logits)
         return checked if len(self._live) == self._grid else checked[self._live]
 
     def _encoder_mask(self) -> np.ndarray:

@@ -8,14 +8,17 @@ in device memory, in exactly the dtypes that the net declares: half precision as
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from ..errors import BackendError
-from ..files.manifests import Net, TensorSpec
+from ..files.manifests import Dimensions, Net, TensorSpec
 from ..files.number_formats import narrowed
 from .session import Arrays, Session, check_shape
+
+if TYPE_CHECKING:
+    from ..decoding.board_run import DeviceCrossStates, DeviceRun
 
 #: numpy dtype name of the manifest -> name in ``sail.Dtype``.
 _DTYPES = {
@@ -124,6 +127,23 @@ class SailSession(Session):
                 self._engines[net.file].process(graph, feeds, results)
         except Exception as error:
             raise self._failed("run failed", error) from None
+
+    def cross_states(self, feeds: Arrays, mask: Optional[np.ndarray] = None) -> "DeviceCrossStates":
+        """See ``Session``; they stay in device memory."""
+        from ..decoding.board_run import DeviceCrossStates
+
+        net, contexts = self.net(None), len(next(iter(feeds.values())))
+        tensors = [
+            self.run_resident({name: array[row : row + 1] for name, array in feeds.items()}, net)
+            for row in range(contexts)
+        ]
+        return DeviceCrossStates(self, tensors, mask)
+
+    def start_run(self, dimensions: Dimensions, cross: "DeviceCrossStates") -> "DeviceRun":
+        """See ``Session``."""
+        from ..decoding.board_run import DeviceRun
+
+        return DeviceRun(self, dimensions, cross)
 
     def run_resident(self, feeds: Arrays, net: Net) -> Dict[str, Any]:
         """Runs a net on arrays and leaves its outputs in device memory: contract name to tensor."""

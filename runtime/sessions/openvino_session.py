@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import queue
-import threading
 import weakref
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 
 from ..errors import BackendError
-from ..files.manifests import Net
-from .devices import openvino_device, real_devices
-from .mapped_files import MappedFile, mapped
-from .model_cache import compiled_models, entry_name, load_or_compile
-from .openvino_tensors import as_tensor, element_type, empty, from_tensor, rows
-from .session import ArrayDict, Arrays, Session, SessionOptions
+from ..files.manifests import Dimensions, Net, TensorSpec
+from ..files.number_formats import narrowed, widened
+from .openvino_models import (
+    MappedFile,
+    check_arithmetic,
+    compile_settings,
+    compiled_models,
+    computes_in,
+    entry_name,
+    load_or_compile,
+    mapped,
+    openvino_device,
+)
+from .openvino_models import shared_core as shared_core
+from .session import Arrays, DecoderRun, Session
 
 #: Batches at a time; each one holds its own intermediate tensors.
 _MOST_REQUESTS = 4
@@ -24,117 +42,8 @@ _MOST_REQUESTS = 4
 #: fit the caches: sixteen images of 384 pixels at once take a quarter to a third longer each
 #: (docs/openvino.md).
 _IMAGES_PER_CALL = {"exact": 2, "fast": 4}
-#: Divides the rows of weights of BLIP-base (768) and large (1024).
-_ACTIVATIONS_PER_SCALE = "256"
-_CORE_LOCK = threading.Lock()
-_CORE: List[Any] = []
 #: Tensors that pass from one model to the next, in the type that the device computes in.
 _PASSED_ON = "cross."
-
-
-def shared_core() -> Any:
-    """One ``openvino.Core`` per process: plugins load once.
-
-    Raises:
-        BackendError: OpenVINO is not installed.
-    """
-    with _CORE_LOCK:
-        if not _CORE:
-            try:
-                import openvino
-            except ImportError:
-                raise BackendError("openvino is not installed; pip install openvino") from None
-            _CORE.append(openvino.Core())
-    return _CORE[0]
-
-
-def computes_in(options: SessionOptions, device: str) -> str:
-    """What a device computes in at a mode: ``f32``, ``f16`` or ``bf16``.
-
-    Where the device has not been chosen yet (AUTO) or does not say, float32.
-    """
-    if options.mode == "exact":
-        return "f32"
-    core = shared_core()
-    try:
-        name = str(core.get_property(device, "INFERENCE_PRECISION_HINT").get_type_name())
-    except (RuntimeError, AttributeError):
-        return "f32"
-    return name if name in ("f16", "bf16") else "f32"
-
-
-def compile_settings(options: SessionOptions, device: str) -> Dict[str, str]:
-    """OpenVINO properties for our options.
-
-    ``exact`` asks for float32 arithmetic, states included; ``fast`` leaves the device its default:
-    bfloat16 on newer CPUs, float16 on GPUs.
-    """
-    settings = {"PERFORMANCE_HINT": options.performance_hint.upper()}
-    if options.mode == "exact":
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
-    if device == "CPU":
-        # By default past keys and values would be 8-bit integers, and become NaN when a request
-        # that held few rows serves more (docs/openvino.md). There is nothing to gain here.
-        settings["KV_CACHE_PRECISION"] = computes_in(options, device)
-        # How many activations share a scale where they meet weights of 8 bits as 8-bit integers:
-        # none in ``exact``. The default of 32 spends a tenth of a decoder step on scales
-        # (docs/openvino.md).
-        group = "0" if options.mode == "exact" else _ACTIVATIONS_PER_SCALE
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
-    if options.threads is not None and device == "CPU":
-        settings["INFERENCE_NUM_THREADS"] = str(options.threads)
-    return settings
-
-
-def check_arithmetic(core: Any, device: str, options: SessionOptions) -> None:
-    """Compares a mode with what a device computes in.
-
-    Raises:
-        BackendError: ``exact`` on a device without float32.
-    """
-    if options.mode != "exact":
-        return
-    for name in real_devices(device, list(core.available_devices)):
-        known = [str(item) for item in core.get_property(name, "OPTIMIZATION_CAPABILITIES")]
-        if "FP32" in known:
-            return
-    raise BackendError(f"device {device}: does not compute in float32; use --mode fast")
-
-
-class Resident:
-    """Outputs of one call, left where the model wrote them until this object is let go."""
-
-    def __init__(self, net: Net, request: Any) -> None:
-        self._net = net
-        self._request = request
-
-    def tensors(self, prefix: str = "") -> Dict[str, Any]:
-        """Contract name to ``openvino.Tensor`` as the artifact has it: type, axes, scale."""
-        return {
-            spec.name: self._request.get_tensor(spec.artifact_name)
-            for spec in self._net.outputs
-            if spec.name.startswith(prefix)
-        }
-
-    def arrays(self, prefix: str = "") -> ArrayDict:
-        """Contract name to a copy as the contract has it."""
-        tensors = self.tensors(prefix)
-        return {
-            spec.name: from_tensor(tensors[spec.name], spec)
-            for spec in self._net.outputs
-            if spec.name in tensors
-        }
-
-
-class Gathered:
-    """Outputs of several calls, which wrote them one after the other into the same tensors."""
-
-    def __init__(self, tensors: Dict[str, Any]) -> None:
-        self._tensors = tensors
-
-    def tensors(self, prefix: str = "") -> Dict[str, Any]:
-        """Contract name to ``openvino.Tensor`` as the artifact has it: type, axes, scale."""
-        return {name: t for name, t in self._tensors.items() if name.startswith(prefix)}
 
 
 class OpenVinoSession(Session):
@@ -236,11 +145,6 @@ class OpenVinoSession(Session):
                         "in its manifest; rebuild it"
                     )
 
-    def compiled(self, net: Net) -> Any:
-        """The ``openvino.CompiledModel`` of a net."""
-        self.load()
-        return self._compiled[net.name]
-
     def borrow(self, net: Net) -> Any:
         """An infer request for one user at a time; ``give_back`` it."""
         self.load()
@@ -279,45 +183,47 @@ class OpenVinoSession(Session):
             with self.in_backend():
                 request.infer()
 
-    def run_resident(self, feeds: Arrays, net: Optional[str] = None) -> Resident:
-        """Like ``run``, but nothing is copied out: what the next model reads stays in place.
+    def cross_states(self, feeds: Arrays, mask: Optional[np.ndarray] = None) -> Any:
+        """See ``Session``; where the decoder takes them as they are, they stay in place.
 
-        Raises:
-            InputError: an input is missing or has the wrong shape.
-            BackendError: the backend failed.
+        A single call leaves them in its request's tensors. Several calls write one after the other
+        into the same tensors.
         """
-        chosen = self.net(net)
+        net = self.net(None)
+        spec = net.output(_PASSED_ON + "0.key")
+        if spec is None or spec.layout is None:
+            return super().cross_states(feeds, mask)
+        from ..decoding.openvino_run import ReadyCrossStates
+
+        most, rows = self.rows_per_call(net), len(next(iter(feeds.values())))
+        if most is not None and rows > most:
+            return ReadyCrossStates(self._gathered(net, feeds, rows, most), mask)
         self.load()
-        tensors = self._tensors(chosen, self._convert(chosen, feeds))
-        request = self.borrow(chosen)
+        tensors = self._tensors(net, self._convert(net, feeds))
+        request = self.borrow(net)
         try:
             self.infer(request, tensors)
         except BaseException:
-            self.give_back(chosen, request)
+            self.give_back(net, request)
             raise
-        resident = Resident(chosen, request)
-        weakref.finalize(resident, self.give_back, chosen, request)
-        return resident
+        made = {name: request.get_tensor(port) for name, port in _passed_on(net).items()}
+        states = ReadyCrossStates(made, mask)
+        weakref.finalize(states, self.give_back, net, request)
+        return states
 
-    def run_gathered(self, feeds: Arrays, most: int, prefix: str) -> Gathered:
-        """Runs ``most`` rows per call, each of which writes its rows of the outputs in place.
+    def start_run(self, dimensions: Dimensions, cross: Any) -> DecoderRun:
+        """See ``Session``."""
+        if not self.manifest.nets[0].states:
+            return super().start_run(dimensions, cross)
+        from ..decoding.openvino_run import StatefulRun
 
-        Args:
-            feeds: as in ``run``.
-            most: rows per call.
-            prefix: of the names of the outputs to keep; all of their axes but the first are fixed.
+        return StatefulRun(self, cross)
 
-        Raises:
-            InputError: an input is missing or has the wrong shape.
-            BackendError: the backend failed.
-        """
-        net = self.net(None)
-        self.load()
+    def _gathered(self, net: Net, feeds: Arrays, count: int, most: int) -> Dict[str, Any]:
+        """The tensors passed on; calls of ``most`` rows each write their rows of them in place."""
         compiled = self._compiled[net.name]
-        count = len(next(iter(feeds.values())))
-        names = {s.name: s.artifact_name for s in net.outputs if s.name.startswith(prefix)}
         whole = {}
-        for name, port in names.items():
+        for name, port in _passed_on(net).items():
             output = compiled.output(port)
             fixed = [axis.get_length() for axis in list(output.get_partial_shape())[1:]]
             whole[name] = empty(output.get_element_type(), [count, *fixed])
@@ -326,12 +232,12 @@ class OpenVinoSession(Session):
         for start in range(0, count, most):
             part = {name: array[start : start + most] for name, array in feeds.items()}
             tensors = self._tensors(net, self._convert(net, part))
-            for name, port in names.items():
-                tensors[port] = rows(whole[name], slice(start, start + most))
+            for name, port in _passed_on(net).items():
+                tensors[port] = tensor_rows(whole[name], slice(start, start + most))
             self.infer(request, tensors)
         for file in self._files:
             file.forget()
-        return Gathered(whole)
+        return whole
 
     def _tensors(self, net: Net, arrays: List[np.ndarray]) -> Dict[str, Any]:
         compiled = self._compiled[net.name]
@@ -389,3 +295,85 @@ class OpenVinoSession(Session):
 
     def _unload(self) -> None:
         self._compiled, self._idle, self._files = {}, {}, []
+
+
+def _passed_on(net: Net) -> Dict[str, str]:
+    """Contract name to the artifact's name of the outputs that another model takes."""
+    specs = [spec for spec in net.outputs if spec.name.startswith(_PASSED_ON)]
+    return {spec.name: spec.artifact_name for spec in specs}
+
+
+def element_type(name: str) -> Any:
+    """``f32``, ``f16`` or ``bf16`` as an ``openvino.Type``."""
+    import openvino
+
+    return {"f32": openvino.Type.f32, "f16": openvino.Type.f16, "bf16": openvino.Type.bf16}[name]
+
+
+def as_tensor(array: np.ndarray, spec: TensorSpec, kind: Any) -> Any:
+    """A tensor of element type ``kind``, laid out as the artifact wants it.
+
+    Nothing is copied where type and layout are the array's own.
+    """
+    import openvino
+
+    if spec.layout is not None:
+        array = array.transpose(spec.layout.order)
+        if spec.layout.scale != 1.0:
+            array = array * np.float32(spec.layout.scale)
+    name = kind.get_type_name()
+    if name == "bf16":
+        bits = narrowed(array, "bfloat16")
+        tensor = openvino.Tensor(kind, openvino.Shape(list(bits.shape)))
+        raw(tensor)[...] = bits
+        return tensor
+    array = np.ascontiguousarray(array, dtype=kind.to_dtype())
+    # An empty array has no memory to share.
+    return openvino.Tensor(array, shared_memory=array.size > 0)
+
+
+def from_tensor(tensor: Any, spec: TensorSpec) -> np.ndarray:
+    """A copy of a tensor as the contract has it; half precision as float32."""
+    array = np.array(raw(tensor))
+    if spec.layout is None:
+        return array
+    array = widened(array).transpose(np.argsort(spec.layout.order))
+    if spec.layout.scale != 1.0:
+        array = array / np.float32(spec.layout.scale)
+    return np.ascontiguousarray(array)
+
+
+def empty(kind: Any, shape: Sequence[int]) -> Any:
+    """A new tensor of an element type, contents undefined."""
+    import openvino
+
+    return openvino.Tensor(kind, openvino.Shape(list(shape)))
+
+
+def raw(tensor: Any) -> np.ndarray:
+    """A tensor's memory; bfloat16 as its bits in ``uint16``, which numpy has no type for."""
+    data: np.ndarray = tensor.data
+    if tensor.get_element_type().get_type_name() == "bf16":
+        return data.view(np.uint16)
+    return data
+
+
+def tensor_rows(tensor: Any, index: Union[slice, np.ndarray]) -> Any:
+    """These rows of a tensor's first axis; no copy where they are one consecutive run."""
+    import openvino
+
+    shape = list(tensor.get_shape())
+    if isinstance(index, slice):
+        begin, end = _bounds(index, shape[0])
+        if (begin, end) == (0, shape[0]):
+            return tensor
+        start = openvino.Coordinate([begin] + [0] * (len(shape) - 1))
+        return openvino.Tensor(tensor, start, openvino.Coordinate([end, *shape[1:]]))
+    picked = empty(tensor.get_element_type(), [len(index), *shape[1:]])
+    raw(picked)[...] = raw(tensor)[index]
+    return picked
+
+
+def _bounds(index: slice, length: int) -> Tuple[int, int]:
+    begin, end, _ = index.indices(length)
+    return begin, end

@@ -8,14 +8,24 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 
 from ..errors import ArtifactError, BackendError, InputError
-from ..files.manifests import ComponentManifest, HostLookup, Net, TensorSpec
+from ..files.manifests import ComponentManifest, Dimensions, HostLookup, Net, TensorSpec
 from ..files.number_formats import narrowed, widened
-from .file_pool import FilePool
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 ArrayDict = Dict[str, "np.ndarray[Any, Any]"]
@@ -74,6 +84,57 @@ def resolved_mode(mode: str, precision: Optional[str]) -> Tuple[str, Optional[st
     if precision not in (None, "int8"):
         raise InputError(f"mode int8: takes int8 artifacts, not {precision}; use mode fast")
     return "fast", "int8"
+
+
+class FilePool:
+    """Model files that sessions share: opened once, closed when the last user has given it back."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._open: Dict[Path, Tuple[Any, List[int]]] = {}
+        self._locks: Dict[Path, Any] = {}
+
+    def take(self, path: Path, opened: Callable[[], Any]) -> Any:
+        """The file's engine, made by ``opened`` for the first user."""
+        with self._guard:
+            if path not in self._open:
+                self._open[path] = (opened(), [0])
+            engine, users = self._open[path]
+            users[0] += 1
+            return engine
+
+    def give_back(self, path: Path, close: Callable[[Any], None]) -> None:
+        """One user less; the last one's ``close`` gets the engine."""
+        with self._guard:
+            engine, users = self._open[path]
+            users[0] -= 1
+            if users[0] == 0:
+                del self._open[path]
+                close(engine)
+
+    def lock(self, path: Path) -> Any:
+        """The lock of everyone who uses the file: its nets run one after the other."""
+        with self._guard:
+            return self._locks.setdefault(path, threading.RLock())
+
+
+class DecoderRun(ABC):
+    """One generation: rows of tokens that grow, each attending to one context."""
+
+    #: Whether the best token of each row is all that is wanted of the next call. Where the decoder
+    #: chooses it, the call then returns tokens ``[rows]`` instead of logits ``[rows, vocabulary]``.
+    tokens_suffice = False
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
+        """Feeds the prompts; returns the logits ``[rows, vocabulary]`` after their last tokens."""
+
+    @abstractmethod
+    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Row i becomes row ``parents[i]``, then ``tokens[i]``; returns the rows' logits."""
+
+    def close(self) -> None:  # noqa: B027 - most runs hold nothing that others wait for
+        """Lets go of what the run holds; it cannot go on afterwards."""
 
 
 class Session(ABC):
@@ -169,6 +230,49 @@ class Session(ABC):
         arrays = self._convert(chosen, feeds)
         outputs = self._execute(chosen, arrays)
         return {spec.name: widened(array) for spec, array in zip(chosen.outputs, outputs)}
+
+    def cross_states(self, feeds: Arrays, mask: Optional[np.ndarray] = None) -> Any:
+        """Cross keys and values, held as ``start_run`` of the same backend's decoder takes them.
+
+        Args:
+            feeds: the inputs of the net that makes them; every input's first axis counts contexts.
+            mask: 1 for real encoder tokens, 0 for padding ``[contexts, tokens]``; None: all real.
+        """
+        from ..decoding.decoder_run import CrossStates
+
+        return CrossStates.of(self, feeds, mask)
+
+    def start_run(self, dimensions: Dimensions, cross: Any) -> DecoderRun:
+        """A run of this decoder over keys and values from ``cross_states``."""
+        from ..decoding.decoder_run import FixedRun, GrowingRun
+
+        kind = FixedRun if "step" in self.nets else GrowingRun
+        return kind(self, dimensions, cross)
+
+    def capacity(self, maximum_positions: int) -> int:
+        """Longest sequence in tokens that this decoder can produce.
+
+        The last token is produced, not fed: with P cache slots P + 1 tokens can be fed.
+        """
+        spec = self.nets["step"].input("past.0.key") if "step" in self.nets else None
+        slots = None if spec is None else spec.shape[1]
+        most = maximum_positions + 1
+        return min(slots + 2, most) if isinstance(slots, int) else most
+
+    def checked_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits of a call as float32.
+
+        Raises:
+            BackendError: they are not finite, as after a half-precision overflow.
+        """
+        logits = widened(logits)
+        if not np.isfinite(logits.sum()):
+            manifest = self.manifest
+            raise BackendError(
+                f"{manifest.component} on {manifest.target} {manifest.precision}: logits are not "
+                "finite; use a wider precision (f32, bf16) or --mode exact"
+            )
+        return logits
 
     @contextmanager
     def in_backend(self) -> Iterator[None]:

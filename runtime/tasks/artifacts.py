@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, InputError
 from ..files.manifests import (
     TASK_MANIFEST,
     ComponentManifest,
@@ -17,11 +17,15 @@ from ..files.manifests import (
     component_manifests,
     read_task_manifest,
 )
-from ..files.task_file import in_one_file
-from ..sessions.devices import HOST_TARGETS, SIMULATOR, check_device
-from ..sessions.file_pool import FilePool
-from ..sessions.opening import open_session
-from ..sessions.session import Session, SessionOptions
+from ..sessions.session import FilePool, Session, SessionOptions
+
+ONNX_TARGET = "onnx"
+#: IR with dynamic shapes, and with fixed ones.
+OPENVINO_TARGETS = ("openvino", "openvino_npu")
+#: Targets that are not SOPHON chips.
+HOST_TARGETS = (ONNX_TARGET, *OPENVINO_TARGETS)
+#: Value of ``device`` that runs a BModel on the vendor's chip simulator.
+SIMULATOR = "simulator"
 
 
 class Artifacts:
@@ -71,7 +75,11 @@ class Artifacts:
             options = options.with_device("0" if board_available() else SIMULATOR)
         sessions: Dict[str, Session] = {}
         pool = FilePool()
-        for item in in_one_file(chosen) if target not in HOST_TARGETS else chosen:
+        if target not in HOST_TARGETS:
+            from ..files.task_file import in_one_file
+
+            chosen = in_one_file(chosen)
+        for item in chosen:
             session = open_session(item, options)
             session.share(pool)
             # One model may compute several components.
@@ -172,3 +180,51 @@ def _choose(
             f"(precisions there: {', '.join(sorted(offered))}); build it"
         )
     return [by_component[name] for name in wanted]
+
+
+def check_device(target: str, device: Optional[str]) -> None:
+    """Compares a device's name with what a target runs on, before anything is loaded.
+
+    Raises:
+        InputError: a device of another kind of target.
+    """
+    if device is None or fits(target, device):
+        return
+    raise InputError(f"device {device}: target {target} runs on {expected(target)}")
+
+
+def fits(target: str, device: str) -> bool:
+    """Whether a device's name is one that a target could run on."""
+    if target in OPENVINO_TARGETS:
+        return not device.isdigit() and device != SIMULATOR
+    if target == ONNX_TARGET:
+        return device.upper() == "CPU"
+    return device.isdigit() or device == SIMULATOR
+
+
+def expected(target: str) -> str:
+    """What may be named for a target, for messages."""
+    if target in OPENVINO_TARGETS:
+        return "an OpenVINO device: AUTO, CPU, GPU, GPU.1, NPU ('blip-edge devices' lists them)"
+    if target == ONNX_TARGET:
+        return "CPU"
+    return f"a SOPHON device's number, or '{SIMULATOR}'"
+
+
+def open_session(manifest: ComponentManifest, options: SessionOptions) -> Session:
+    """The session that serves the manifest's target; only its backend's module is imported."""
+    if manifest.target == ONNX_TARGET:
+        from ..sessions.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(manifest, options)
+    if manifest.target in OPENVINO_TARGETS:
+        from ..sessions.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(manifest, options)
+    if options.device == SIMULATOR:
+        from ..sessions.simulated_session import SimulatedSession
+
+        return SimulatedSession(manifest, options)
+    from ..sessions.board_session import SailSession
+
+    return SailSession(manifest, options)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Dict, Type, Union
 
-from .answering import Answer, QuestionAnswerer
-from .captioning import Caption, Captioner
-from .matching import Match, Matcher, Ranking
+from .generating import Captioner, QuestionAnswerer
+from .matching import Matcher
 from .task import Task
 
-TASKS = {"caption": Captioner, "vqa": QuestionAnswerer, "itm": Matcher}
+TASKS: Dict[str, Type[Task[Any]]] = {"caption": Captioner, "vqa": QuestionAnswerer, "itm": Matcher}
 
 
 class BlipModel:
@@ -47,17 +46,3 @@ class BlipModel:
         return self.answerer.generate_answer(
             pixel_values, input_ids, attention_mask, **generate_kwargs
         )
-
-
-__all__ = [
-    "TASKS",
-    "Answer",
-    "BlipModel",
-    "Caption",
-    "Captioner",
-    "Match",
-    "Matcher",
-    "QuestionAnswerer",
-    "Ranking",
-    "Task",
-]

@@ -8,7 +8,6 @@ there are.
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import (
     Union,
 )
 
+from ..decoding.batching import StopSignal
 from ..errors import InputError
 
 Item = TypeVar("Item")
@@ -36,30 +36,6 @@ Result = TypeVar("Result")
 _MOST_LOADERS = 4
 #: A run of bad items is reported after this many batches at the latest.
 _PROBLEMS_AT_ONCE = 4
-
-
-class StoppedError(Exception):
-    """Raised inside a worker whose results nobody waits for any more."""
-
-
-class StopSignal:
-    """Tells workers to give up; ``check`` is called between the steps of their work."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        """From now on ``check`` raises."""
-        self._event.set()
-
-    def check(self) -> None:
-        """Does nothing, or raises.
-
-        Raises:
-            StoppedError: the work is not wanted any more.
-        """
-        if self._event.is_set():
-            raise StoppedError
 
 
 @dataclass

@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
-import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import (
     Any,
     Callable,
+    Dict,
+    Generic,
     Iterable,
     Iterator,
     List,
     Optional,
+    Sequence,
     Tuple,
     Type,
     TypeVar,
     Union,
+    overload,
 )
 
 import numpy as np
 
-from ..decoding.batching import chunk_rows
+from ..decoding.batching import (
+    StopSignal,
+    Timings,
+    chunk_rows,
+    chunks,
+    padded_texts,
+    run_rows,
+    stage,
+)
 from ..errors import ArtifactError, InputError
-from ..files.manifests import TaskManifest, TextSettings
+from ..files.manifests import TaskManifest
 from ..files.user_cache import cache_root
-from ..generation.search import Sequence
-from ..generation.settings import GenerationSettings
 from ..preprocessing.images import ImageSource, PreparedImage
-from ..preprocessing.pixel_values import ImagePreprocessor
-from ..preprocessing.tokenization import TextTokenizer
+from ..preprocessing.processor import ImagePreprocessor, TextTokenizer
 from ..sessions.session import Session, SessionOptions, resolved_mode
 from .artifacts import Artifacts
-from .streaming import StopSignal, Stream
-from .timing import Timings
+from .streaming import Stream
 
-AnyTask = TypeVar("AnyTask", bound="Task")
+AnyTask = TypeVar("AnyTask", bound="Task[Any]")
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 _TOKENIZER = "processor/tokenizer.json"
 
 
-class Task:
+class Result:
+    """What a task found about one image and one text."""
+
+    def record(self) -> Dict[str, Any]:
+        """The result for JSON."""
+        raise NotImplementedError
+
+
+Found = TypeVar("Found", bound=Result)
+
+
+class Task(ABC, Generic[Found]):
     """A task on loaded artifacts. Objects may be shared between threads."""
 
     task = ""
+    #: whether results are generated, so that ``GenerationSettings`` apply
+    generates = False
 
     def __init__(self, artifacts: Artifacts) -> None:
         self.artifacts = artifacts
@@ -113,42 +134,179 @@ class Task:
         """The session of one of the task's components."""
         return self.artifacts.session(component)
 
+    @overload
+    def __call__(
+        self, images: ImageSource, texts: Optional[str] = None, **options: Any
+    ) -> Found: ...
+    @overload
+    def __call__(self, images: Any, texts: Any = None, **options: Any) -> Any: ...
+    def __call__(self, images: Any, texts: Any = None, **options: Any) -> Any:
+        """One image and one text in, one result out; a list in, a list out.
+
+        ``task(image)`` gives a result, ``task([image, image])`` a list of as many results, and
+        ``task(image, [text, text])`` a result per text. See ``ask``.
+        """
+        found = self.ask(images, texts, **options)
+        several = isinstance(images, (list, tuple)) or isinstance(texts, (list, tuple))
+        return found if several else found[0]
+
+    def ask(
+        self,
+        images: Union[ImageSource, List[Any], Tuple[Any, ...]],
+        texts: Union[str, List[Any], Tuple[Any, ...], None] = None,
+        **options: Any,
+    ) -> List[Found]:
+        """Works on images and texts, stage by stage, in bounded memory.
+
+        Args:
+            images: one image, or a list or tuple of images: paths, encoded bytes, Pillow images or
+                uint8 arrays ``[height, width]`` or ``[height, width, 1|3|4]``.
+            texts: prompt, question or description: one, or a list or tuple of as many as there are
+                images. One image goes with every text, one text with every image.
+            **options: as in ``pairs``.
+
+        Returns:
+            result i is about image i and text i.
+
+        Raises:
+            InputError: an image, a text or an argument that cannot be used.
+        """
+        if not isinstance(images, (list, tuple)):
+            mine = texts if isinstance(texts, (list, tuple)) else [texts]
+            return self.pairs([images], [mine], **options)[0]
+        asked = texts if isinstance(texts, (list, tuple)) else [texts] * len(images)
+        if len(asked) != len(images):
+            raise InputError(f"texts: {len(asked)} for {len(images)} images; pass one per image")
+        found = self.pairs(images, [[text] for text in asked], **options)
+        return [results[0] for results in found]
+
+    @abstractmethod
+    def pairs(
+        self,
+        images: Sequence[ImageSource],
+        texts: Sequence[Sequence[Optional[str]]],
+        *,
+        timings: Optional[Timings] = None,
+        stop: Optional[StopSignal] = None,
+        **options: Any,
+    ) -> List[List[Found]]:
+        """Works on every text of ``texts[i]`` with ``images[i]``.
+
+        Args:
+            images: as in ``ask``.
+            texts: one list of texts per image.
+            timings: collects the time of each stage.
+            stop: ends the work at its next stage.
+            **options: of the task.
+
+        Raises:
+            InputError: an image, a text or an argument that cannot be used.
+            StoppedError: ``stop`` was set.
+        """
+
+    def encode(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        timings: Optional[Timings] = None,
+        stop: Optional[StopSignal] = None,
+    ) -> np.ndarray:
+        """Image states ``[images, image tokens, hidden]`` float32."""
+        states = []
+        for part in chunks(images, self.images_at_once()):
+            with stage("preprocess", len(part), timings, stop):
+                pixel_values = self.preprocessor(part)
+            states.append(self.image_embeds(pixel_values, timings, stop))
+        return np.concatenate(states)
+
+    def image_embeds(
+        self, pixel_values: np.ndarray, timings: Optional[Timings], stop: Optional[StopSignal]
+    ) -> np.ndarray:
+        """Image states of ``[images, 3, height, width]`` float32."""
+        with stage("vision", len(pixel_values), timings, stop):
+            feeds = {"pixel_values": pixel_values}
+            return run_rows(self.session("vision_encoder"), feeds)["image_embeds"]
+
+    def run_texts(
+        self, component: str, rows: Sequence[Sequence[int]], **more: np.ndarray
+    ) -> Tuple[Dict[str, np.ndarray], np.ndarray]:
+        """Outputs of a text net for rows of token ids, and their mask ``[rows, tokens]``."""
+        session = self.session(component)
+        ids, mask = padded_texts(session, rows, self.manifest.text)
+        return run_rows(session, {"input_ids": ids, "attention_mask": mask, **more}), mask
+
     def images_at_once(self) -> int:
         """How many images one call takes through all stages at once."""
-        return chunk_rows(self.session("vision_encoder"), 1)
+        size, image = self.manifest.dimensions, self.manifest.image
+        states = 2 * size.image_tokens * size.vision_hidden_size
+        return self.rows_at_once("vision_encoder", 3 * image.height * image.width + states)
+
+    def rows_at_once(self, component: str, floats: int) -> int:
+        """How many rows a component takes at once, each of which leaves so many floats."""
+        return chunk_rows(self.session(component), 4 * floats)
 
     def concurrency(self) -> int:
         """How many calls at a time keep the device busy."""
         return self.session("vision_encoder").concurrency()
 
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        text: Optional[str] = None,
+        *,
+        timings: Optional[Timings] = None,
+        **options: Any,
+    ) -> Iterator[Tuple[ImageSource, Union[Found, InputError]]]:
+        """Works on any number of images in order, in bounded memory, with the device kept busy.
+
+        Args:
+            images: as in ``ask``; may be endless.
+            text: for all images.
+            timings: collects the time of each stage.
+            **options: as in ``pairs``.
+
+        Yields:
+            every image with its result, or with what is wrong with it.
+
+        Raises:
+            InputError: an argument that cannot be used.
+        """
+
+        def work(group: List[Tuple[ImageSource, PreparedImage]], stop: StopSignal) -> List[Found]:
+            prepared = [image for _, image in group]
+            return self.ask(prepared, text, timings=timings, stop=stop, **options)
+
+        self.pairs([], [], **options)
+        return self.stream_batches(images, lambda image: image, work, timings)
+
     def stream_batches(
         self,
         items: Iterable[Item],
         source: Callable[[Item], ImageSource],
-        work: Callable[[List[Tuple[Item, PreparedImage]], Timings], List[Result]],
-        timings: Timings,
-    ) -> Iterator[Tuple[Item, Union[Result, InputError]]]:
+        work: Callable[[List[Tuple[Item, PreparedImage]], StopSignal], List[Outcome]],
+        timings: Optional[Timings] = None,
+    ) -> Iterator[Tuple[Item, Union[Outcome, InputError]]]:
         """Works through any number of items: images are prepared while others are worked on.
 
         Args:
             items: what to work on.
             source: the image of an item.
-            work: prepared items to one result per item.
-            timings: collects the time of each stage; ends the work when the caller leaves.
+            work: prepared items to one result per item; its signal is set when the caller leaves.
+            timings: collects the time of preparing images.
 
         Yields:
             every item in order, with its result or with what is wrong with its image.
         """
+
         stop = StopSignal()
-        timings.interrupt = stop.check
 
         def load(item: Item) -> PreparedImage:
-            with timings.measure("preprocess"):
+            with stage("preprocess", 1, timings, stop):
                 return self.preprocessor.prepare(source(item))
 
-        stream: Stream[Item, PreparedImage, Result] = Stream(
+        stream: Stream[Item, PreparedImage, Outcome] = Stream(
             load,
-            lambda group: work(group, timings),
+            lambda group: work(group, stop),
             batch=self.images_at_once(),
             workers=self.concurrency(),
             stop=stop,
@@ -166,29 +324,17 @@ class Task:
         self.close()
 
 
+def check_pairs(images: Sequence[Any], texts: Sequence[Any], what: str) -> None:
+    """Compares images with the lists of texts that go with them.
+
+    Raises:
+        InputError: not one list of texts, which must be texts, per image.
+    """
+    if len(images) != len(texts) or any(isinstance(mine, str) for mine in texts):
+        raise InputError(f"{what}: pass one list of {what} per image ({len(images)})")
+
+
 def _cache_root(given: Union[str, Path, bool, None]) -> Optional[Path]:
     if given is None or given is True:
         return cache_root()
     return None if given is False else Path(given)
-
-
-def padded_sequences(
-    found: List[List[Sequence]], text: TextSettings, settings: GenerationSettings
-) -> np.ndarray:
-    """Sequences as one array ``[rows, tokens]`` int64, filled as HuggingFace fills shorter ones."""
-    rows = [sequence.token_ids for sequences in found for sequence in sequences]
-    fill = text.pad_token_id
-    if settings.num_beams > 1 and fill == 0:
-        # There, a pad id of 0 counts as absent in beam search and the end token takes its place.
-        fill = text.end_token_id
-    padded = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded
-
-
-def like_input(array: np.ndarray, example: Any) -> Any:
-    """The array as a torch tensor if the example is one; torch is never imported for it."""
-    if type(example).__module__.split(".")[0] == "torch" and "torch" in sys.modules:
-        return sys.modules["torch"].from_numpy(array)
-    return array

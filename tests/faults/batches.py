@@ -47,8 +47,8 @@ def _of_other_images(right: Any) -> Any:
 
 
 def _pairs_of_other_images(right: Any) -> Any:
-    def wrong(self: Any, embeds: Any, texts: Any, rows: Any, timings: Any) -> Any:
-        return right(self, embeds, texts, [i % len(embeds) for i in range(len(rows))], timings)
+    def wrong(self: Any, embeds: Any, texts: Any, rows: Any, *more: Any) -> Any:
+        return right(self, embeds, texts, [i % len(embeds) for i in range(len(rows))], *more)
 
     return wrong
 
@@ -74,7 +74,7 @@ BATCH_FAULTS: list[Fault] = [
         "questions of other images",
         "vqa",
         r"generation: rows of a batch",
-        active=method("runtime.tasks.answering", "QuestionAnswerer", "answer", _of_other_images),
+        active=method("runtime.tasks.generating", "QuestionAnswerer", "answer", _of_other_images),
     ),
     host_fault(
         "texts of other images",

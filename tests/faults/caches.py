@@ -15,7 +15,7 @@ from tests.faults.patches import method
 
 @contextmanager
 def _weak_mask() -> Iterator[None]:
-    with patch("runtime.decoding.decoder_run.MASKED", np.float32(-1.0)):
+    with patch("runtime.decoding.batching.MASKED", np.float32(-1.0)):
         yield
 
 

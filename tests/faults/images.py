@@ -15,7 +15,7 @@ from tests.faults.patches import function, method
 
 @contextmanager
 def _bgr() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.resized
 
@@ -30,7 +30,7 @@ def _bgr() -> Iterator[None]:
 
 @contextmanager
 def _mirrored() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.__call__
     with patch.object(ImagePreprocessor, "__call__", lambda s, i: right(s, i)[..., ::-1]):
@@ -39,7 +39,7 @@ def _mirrored() -> Iterator[None]:
 
 @contextmanager
 def _rescaled_twice() -> Iterator[None]:
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     right = ImagePreprocessor.__init__
 
@@ -58,7 +58,7 @@ def _thumbnail() -> Iterator[None]:
     """Keeps the aspect ratio and pads, where the checkpoint stretches."""
     from PIL import Image, ImageOps
 
-    from runtime.preprocessing.pixel_values import ImagePreprocessor
+    from runtime.preprocessing.processor import ImagePreprocessor
 
     def wrong(self: Any, image: Any) -> Any:
         size = (self.settings.width, self.settings.height)
@@ -139,22 +139,18 @@ IMAGE_FAULTS: list[Fault] = [
         "large images reduced before they are resized",
         "caption",
         r"preprocessing: ",
-        active=method("runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _quick),
+        active=method("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _quick),
     ),
     host_fault(
         "image cropped, not stretched",
         "itm",
         r"preprocessing: ",
-        active=method(
-            "runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _cropped
-        ),
+        active=method("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _cropped),
     ),
     host_fault(
         "resized pixels rounded down",
         "vqa",
         r"preprocessing: ",
-        active=method(
-            "runtime.preprocessing.pixel_values", "ImagePreprocessor", "resized", _floored
-        ),
+        active=method("runtime.preprocessing.processor", "ImagePreprocessor", "resized", _floored),
     ),
 ]

@@ -49,7 +49,7 @@ def _beams_not_moved() -> Iterator[None]:
 
 @contextmanager
 def _penalty_lost() -> Iterator[None]:
-    with patch("runtime.generation.scoring.penalise_repetition", lambda *_: None):
+    with patch("runtime.generation.settings.penalise_repetition", lambda *_: None):
         yield
 
 
@@ -85,7 +85,7 @@ def _without(**dropped: Any) -> Callable[[Any], Any]:
     return make
 
 
-_BEAMS = ("runtime.generation.search", "BeamSearch", "__init__")
+_BEAMS = ("runtime.generation.generate", "BeamSearch", "__init__")
 
 SEARCH_FAULTS: list[Fault] = [
     host_fault("end token ignored", "caption", r"generation: end token", active=_never_ends),
@@ -112,7 +112,10 @@ SEARCH_FAULTS: list[Fault] = [
         "vqa",
         r"generation: repeated n-grams",
         active=method(
-            "runtime.generation.scoring", "ScoreRules", "__init__", _without(no_repeat_ngram_size=0)
+            "runtime.generation.settings",
+            "ScoreRules",
+            "__init__",
+            _without(no_repeat_ngram_size=0),
         ),
     ),
     host_fault(

@@ -15,7 +15,7 @@ from tests.faults.patches import method
 
 @contextmanager
 def _no_prompt() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     with patch.object(TextTokenizer, "prompt", lambda s, _t: [s.settings.start_token_id]):
         yield
@@ -23,7 +23,7 @@ def _no_prompt() -> Iterator[None]:
 
 @contextmanager
 def _pads_attended() -> Iterator[None]:
-    import runtime.tasks.texts as texts
+    import runtime.decoding.batching as texts
 
     right = texts.text_rows
 
@@ -31,13 +31,13 @@ def _pads_attended() -> Iterator[None]:
         ids, mask = right(rows, length, pad)
         return ids, np.ones_like(mask)
 
-    with patch("runtime.tasks.texts.text_rows", wrong):
+    with patch("runtime.decoding.batching.text_rows", wrong):
         yield
 
 
 @contextmanager
 def _keeps_last_separator() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     def wrong(self: Any, text: Any) -> list[int]:
         start = [self.settings.start_token_id]
@@ -49,7 +49,7 @@ def _keeps_last_separator() -> Iterator[None]:
 
 @contextmanager
 def _question_cut() -> Iterator[None]:
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     right = TextTokenizer.question
     with patch.object(TextTokenizer, "question", lambda self, text: right(self, text)[:5]):
@@ -59,7 +59,7 @@ def _question_cut() -> Iterator[None]:
 @contextmanager
 def _raw_words() -> Iterator[None]:
     """Decoded text keeps the marks of word pieces and special tokens."""
-    from runtime.preprocessing.tokenization import TextTokenizer
+    from runtime.preprocessing.processor import TextTokenizer
 
     def wrong(self: Any, ids: Any) -> str:
         return " ".join(self._tokenizer.id_to_token(int(i)) or "" for i in ids)
@@ -85,7 +85,7 @@ TEXT_FAULTS: list[Fault] = [
         "vqa",
         r"tokenization: ",
         active=method(
-            "runtime.preprocessing.tokenization",
+            "runtime.preprocessing.processor",
             "TextTokenizer",
             "question",
             lambda right: lambda self, text: right(self, text)[:40],

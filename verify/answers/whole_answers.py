@@ -9,10 +9,9 @@ import numpy as np
 
 from configs.precisions import Arithmetic
 from configs.tolerances import Gate, ScoreTolerance, record
-from runtime.preprocessing.tokenization import TextTokenizer
-from runtime.tasks.answering import QuestionAnswerer
-from runtime.tasks.captioning import Captioner
-from runtime.tasks.matching import Match, Matcher
+from runtime.preprocessing.processor import TextTokenizer
+from runtime.tasks.matching import Match
+from runtime.tasks.task import Task as RuntimeTask
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
 from verify.checkpoint.answers import Answer
@@ -28,23 +27,19 @@ MOST_CHARACTERS = 80
 
 
 def generated_tokens(
-    task: Captioner | QuestionAnswerer, cases: Sequence[Case], new_tokens: int
+    task: RuntimeTask[Any], cases: Sequence[Case], new_tokens: int
 ) -> list[tuple[int, ...]]:
     """Whole sequences, greedy, prompt and end token included, from the runtime's task classes."""
     images = [case.image() for case in cases]
     texts = [case.text for case in cases]
     with runtime_failures():
-        if isinstance(task, Captioner):
-            captions = task.batch(images, texts, max_new_tokens=new_tokens)
-            return [caption.token_ids for caption in captions]
-        answers = task.batch(images, [[text] for text in texts], max_new_tokens=new_tokens)
-        return [answer.token_ids for (answer,) in answers]
+        return [one.token_ids for one in task.ask(images, texts, max_new_tokens=new_tokens)]
 
 
-def match_scores(task: Matcher, cases: Sequence[Case]) -> list[Match]:
+def match_scores(task: RuntimeTask[Any], cases: Sequence[Case]) -> list[Match]:
     """Matching probability and contrastive cosine per case."""
     with runtime_failures():
-        return task.batch([case.image() for case in cases], [case.text for case in cases])
+        return task.ask([case.image() for case in cases], [case.text for case in cases])
 
 
 def token_check(

@@ -11,8 +11,6 @@ from configs.schema import Component, Precision
 from configs.tolerances import LimitName, load_tolerances
 from pipeline.command import Selection
 from runtime.files.manifests import ComponentManifest
-from runtime.tasks.matching import Matcher
-from runtime.tasks.task import Task as RuntimeTask
 from verify.answers.whole_answers import generated_tokens, match_scores
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, arithmetic
 from verify.bisect.chip import chip_layers
@@ -301,9 +299,9 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
     cases = bench.cases(HOST_CASES)
     expected = bench.expected(HOST_CASES)
     variant = result.mode if result.artifacts.name != ONNX else ""
-    task: RuntimeTask = bench.runtime_task(result.artifacts, variant)
+    task = bench.runtime_task(result.artifacts, variant)
     found: list[Finding] = []
-    if isinstance(task, Matcher):
+    if not task.generates:
         for case, answer, match in zip(cases, expected, match_scores(task, cases), strict=True):
             for name, mine, right in (
                 ("match probability", match.probability, answer.probability),
@@ -313,7 +311,7 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
                     what = f"{case.name}: {mine:.3f} instead of {right:.3f}"
                     found.append(Finding("generation", name, what))
         return found
-    tokens = generated_tokens(task, cases, bench.new_tokens())  # type: ignore[arg-type]
+    tokens = generated_tokens(task, cases, bench.new_tokens())
     end = bench.checkpoint.end_token
     for case, answer, ids in zip(cases, expected, tokens, strict=True):
         if ids != answer.tokens:

@@ -18,7 +18,7 @@ from pipeline.command import select
 from pipeline.console import messages
 from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
-from runtime.sessions.devices import SIMULATOR
+from runtime.tasks.artifacts import SIMULATOR
 from verify.answers.quality import asked_agreement, usual_agreement
 from verify.answers.whole_answers import gate_record
 from verify.artifacts import TargetArtifacts, TaskArtifacts, arithmetic, find_artifacts

@@ -16,9 +16,7 @@ from configs.schema import Component
 from configs.tolerances import load_tolerances
 from pipeline.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from runtime.files.manifests import ComponentManifest
-from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.artifacts import Artifacts
-from runtime.tasks.captioning import Captioner
 from runtime.tasks.matching import Matcher
 from runtime.tasks.registry import TASKS
 from verify.answers.cases import Case, questions_by_length
@@ -51,29 +49,22 @@ def compare_batches(
 
 
 def _mixed_up(task: Any, cases: Sequence[Case], new_tokens: int) -> Iterator[str]:
+    if not task.generates:
+        yield from _matching(task, cases)
+        return
     images = [case.image() for case in cases]
     asked: dict[str, Any] = {"max_new_tokens": new_tokens}
-    if isinstance(task, Captioner):
-        prompts = ["", CAPTION_PROMPT][: len(images)]
-        for beams in (1, _BEAMS):
-            asked["num_beams"] = beams
-            found = task.batch(images, prompts, **asked)
-            for case, image, prompt, caption in zip(cases, images, prompts, found, strict=True):
-                right = task(image, prompt, **asked)
-                if caption.token_ids != right.token_ids:
-                    yield f"{case.name}: {caption.text!r}, alone {right.text!r}"
-    elif isinstance(task, QuestionAnswerer):
+    texts: list[list[str]] = [[""], [CAPTION_PROMPT]][: len(cases)]
+    if cases[0].task == "vqa":
         texts = [questions_by_length(case.scene, 4)[start::2] for start, case in enumerate(cases)]
-        for beams in (1, _BEAMS):
-            asked["num_beams"] = beams
-            every = task.batch(images, texts, **asked)
-            for case, image, own, answers in zip(cases, images, texts, every, strict=True):
-                for text, one in zip(own, answers, strict=True):
-                    alone = task(image, text, **asked)
-                    if one.token_ids != alone.token_ids:
-                        yield f"{case.name} {text!r}: {one.text!r}, alone {alone.text!r}"
-    elif isinstance(task, Matcher):
-        yield from _matching(task, cases)
+    for beams in (1, _BEAMS):
+        asked["num_beams"] = beams
+        every = task.pairs(images, texts, **asked)
+        for case, image, own, found in zip(cases, images, texts, every, strict=True):
+            for text, one in zip(own, found, strict=True):
+                alone = task(image, text, **asked)
+                if one.token_ids != alone.token_ids:
+                    yield f"{case.name} {text!r}: {one.text!r}, alone {alone.text!r}"
 
 
 def _matching(task: Matcher, cases: Sequence[Case]) -> Iterator[str]:

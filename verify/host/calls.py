@@ -16,10 +16,7 @@ import numpy as np
 from configs.schema import TASK_COMPONENTS, Component
 from runtime.decoding.batching import fixed_length
 from runtime.files.manifests import ComponentManifest, Net
-from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.artifacts import Artifacts
-from runtime.tasks.captioning import Captioner
-from runtime.tasks.matching import Matcher
 from runtime.tasks.registry import TASKS
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
@@ -114,17 +111,10 @@ def _run(
     sessions: dict[str, Any] = {str(name): recorder for name, recorder in recorders.items()}
     with runtime_failures():
         task = TASKS[case.task](Artifacts(graphs.manifest, sessions, "onnx", "f32"))
-        tokens: tuple[int, ...] = ()
-        asked: dict[str, Any] = {"max_new_tokens": new_tokens, **generation}
-        if isinstance(task, Captioner):
-            captions = task.batch([case.image()], [case.text], **asked)
-            tokens = captions[0].token_ids
-        elif isinstance(task, QuestionAnswerer):
-            answers = task.batch([case.image()], [[case.text]], **asked)
-            tokens = answers[0][0].token_ids
-        elif isinstance(task, Matcher):
-            task.batch([case.image()], [case.text])
-    return _Run(case, {name: recorder.calls for name, recorder in recorders.items()}, tokens)
+        asked = {"max_new_tokens": new_tokens, **generation} if task.generates else {}
+        found = task(case.image(), case.text, **asked).record()
+    calls = {name: recorder.calls for name, recorder in recorders.items()}
+    return _Run(case, calls, tuple(found.get("token_ids", ())))
 
 
 def _judge(run: _Run, checkpoint: Checkpoint, new_tokens: int) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from runtime.preprocessing.images import ImageSource
-from runtime.preprocessing.pixel_values import ImagePreprocessor
+from runtime.preprocessing.processor import ImagePreprocessor
 from verify.answers.cases import SEED_STRIDE, picture
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding

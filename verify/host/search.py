@@ -13,9 +13,7 @@ from typing import Any
 
 from configs.schema import Component
 from runtime.files.manifests import ComponentManifest
-from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.artifacts import Artifacts
-from runtime.tasks.captioning import Captioner
 from runtime.tasks.registry import TASKS
 from verify.answers.cases import Case
 from verify.artifacts import runtime_failures
@@ -113,10 +111,5 @@ def _sequences(
     }
     with runtime_failures():
         task = TASKS[case.task](Artifacts(graphs.manifest, sessions, "onnx", "f32"))
-        if isinstance(task, Captioner):
-            best = task.batch([case.image()], [case.text], **arguments)[0]
-            return [one.token_ids for one in (best, *best.alternatives)]
-        if isinstance(task, QuestionAnswerer):
-            answer = task.batch([case.image()], [[case.text]], **arguments)[0][0]
-            return [one.token_ids for one in (answer, *answer.alternatives)]
-    raise TypeError(f"{case.task}: generates nothing")
+        best = task(case.image(), case.text, **arguments)
+        return [one.token_ids for one in (best, *best.alternatives)]

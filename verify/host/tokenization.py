@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.scenes import CAPTION_PROMPT, caption, make_scene, matching_pairs, questions
-from runtime.preprocessing.tokenization import TextTokenizer
+from runtime.preprocessing.processor import TextTokenizer
 from verify.answers.cases import SEED_STRIDE
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding

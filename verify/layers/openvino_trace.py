@@ -10,7 +10,7 @@ import numpy as np
 from runtime.files.manifests import ComponentManifest
 from runtime.files.nets import Net
 from runtime.files.number_formats import widened
-from runtime.sessions.mapped_files import MappedFile
+from runtime.sessions.openvino_models import MappedFile
 from runtime.sessions.openvino_session import OpenVinoSession
 from runtime.sessions.session import SessionOptions
 from verify.artifacts import runtime_failures

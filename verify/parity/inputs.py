@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.scenes import CAPTION_PROMPT, make_scene, matching_pairs
-from runtime.decoding.cross_attention import start_run
+from runtime.decoding.batching import padded_texts
 from runtime.decoding.decoder_run import CrossStates, fixed_axis
 from runtime.files.manifests import ComponentManifest, Net, TaskManifest, TextSettings
-from runtime.preprocessing.pixel_values import ImagePreprocessor
-from runtime.preprocessing.tokenization import TextTokenizer
-from runtime.sessions.opening import open_session
+from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
-from runtime.tasks.texts import padded_texts
+from runtime.tasks.artifacts import open_session
 from verify.answers.cases import SEED_STRIDE, picture, questions_by_length
 from verify.artifacts import runtime_failures
 from verify.parity.samples import Sample as Sample
@@ -234,7 +232,7 @@ class SampleSource:
         """Decodes greedily until the cache is full, and picks the steps to compare."""
         manifest = self._nets["text_decoder"]
         recorder = Recorder(manifest, self._graphs.sessions["text_decoder"])
-        run = start_run(recorder, self._graphs.manifest.dimensions, cross)
+        run = recorder.start_run(self._graphs.manifest.dimensions, cross)
         logits = run.start([prompt], [0])
         lengths = [0]
         parents = np.zeros(1, dtype=np.int64)
