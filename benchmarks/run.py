@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,14 @@ from benchmarks.command_line import command_line
 from benchmarks.machine import describe
 from benchmarks.plot import PLOT_FILE, write_plot
 from benchmarks.prepare import make_inputs, prepare
-from benchmarks.results import RESULT_FILE, Benchmark, TaskResult, VariantResult, WorkloadResult
+from benchmarks.results import (
+    RESULT_FILE,
+    Benchmark,
+    CommandLineResult,
+    TaskResult,
+    VariantResult,
+    WorkloadResult,
+)
 from benchmarks.rounds import Measured, measure
 from benchmarks.summary import Summary, ratio, summarise
 from benchmarks.variants.base import (
@@ -26,6 +33,7 @@ from benchmarks.variants.base import (
     Workload,
 )
 from benchmarks.workers import Sample, VariantError, Worker
+from configs.errors import ToolError
 from configs.layout import Layout
 from configs.schema import PipelineConfig, Task
 from pipeline.atomic import write_atomically
@@ -56,7 +64,7 @@ def run_benchmark(pipeline: PipelineConfig, options: BenchOptions) -> Benchmark:
 
     Raises:
         InputError: a checkpoint is missing.
-        ToolError: the export or the command line failed.
+        ToolError: the export failed.
     """
     layout = Layout(pipeline)
     # Equal for all; each library also gets the number through its own interface.
@@ -132,18 +140,26 @@ def _task(
             for name in options.variants
         },
         ratios=ratios(measured),
-        command_line=command_line(
+        command_line=_command_line(layout, options, modes, report) if modes else {},
+    )
+
+
+def _command_line(
+    layout: Layout, options: BenchOptions, modes: list[str], report: Callable[[str], None]
+) -> dict[str, CommandLineResult]:
+    try:
+        return command_line(
             modes,
-            layout.task(task),
-            work,
+            layout.task("caption"),
+            layout.work / "benchmark",
             threads=options.threads,
             images=32,
             rounds=max(1, options.rounds // 2),
             report=report,
         )
-        if modes
-        else {},
-    )
+    except ToolError as error:
+        report(f"the command line is left out: {error}")
+        return {}
 
 
 def workloads_of(task: Task, *, quick: bool) -> tuple[Workload, ...]:
