@@ -193,8 +193,8 @@ def test_two_stages_of_one_file_answer_as_one_by_one(
     (path,) = (pipeline.root / "caption" / "BM1684X").glob("*.manifest.json")
     manifest = read_component_manifest(path)
     (made,) = manifest.nets
-    assert [net.name for net in made.compiled_nets] == ["main", "main_3b"]
-    assert {net.file for net in made.compiled_nets} == {made.file}
+    assert [shape.name for shape in made.shapes] == ["main", "main_3b"]
+    assert {shape.file for shape in made.shapes} == {made.file}
     (spec,) = made.inputs
     rows = np.random.default_rng(0).normal(size=(4, *map(int, spec.shape[1:])))
     with SimulatedSession(manifest, SessionOptions(device="simulator")) as session:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Mapping, Optional, Tuple, Union
 
@@ -139,7 +139,9 @@ class Net(NetVariant):
     @cached_property
     def shapes(self) -> Tuple["Net", ...]:
         """The net in every shape that it was compiled for: itself, then its variants."""
-        return (self, *(replace(self, **vars(one), variants=()) for one in self.variants))
+        own = [field.name for field in fields(NetVariant)]
+        variants = ({name: getattr(one, name) for name in own} for one in self.variants)
+        return (self, *(replace(self, variants=(), **variant) for variant in variants))
 
     def lengths(self, axis: str) -> Tuple[int, ...]:
         """Lengths of an axis that the net was compiled for, ascending; empty if unknown."""
