@@ -73,8 +73,8 @@ def evaluate(selection: Selection, options: Options) -> Iterator[Evaluation]:
     """
     layout = Layout(selection.pipeline)
     tasks = {artifacts.task: artifacts for artifacts in find_artifacts(selection)}
-    for task, artifacts in tasks.items():
-        check_checkpoint(selection.pipeline.tasks[task], artifacts.manifest)
+    for artifacts in tasks.values():
+        check_checkpoint(layout, artifacts.manifest)
     with ExitStack() as stack:
         stack.enter_context(FileLock(layout.root / ".evaluate.lock"))
         found = open_data_sets(selection, options.config, tasks_named=options.tasks_named)
