@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.errors import BlipEdgeError, InputError, ToolError
 from pipeline.checkpoint.files import CONFIG, INDEXES
+from pipeline.checkpoint.tensors import checked_sha256
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _URL = re.compile(r"https?://[^/]+/(?P<id>[^/]+/[^/]+)(/.*)?")
@@ -54,6 +55,8 @@ def look_up(name: str, revision: str | None) -> Remote:
 
     with _messages(name, revision):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, *INDEXES]))
+    for path in folder.glob("*.json") if folder.is_dir() else ():
+        checked_sha256(path, _blob(path))
     try:
         tree = get_cached_repo_tree(name, revision=folder.name)
         return Remote(name, folder, {file.path: file.size for file in tree}, listed=True)
