@@ -7,7 +7,8 @@ second. Nothing that could run code is read: pickles are converted by ``export.c
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ from pipeline.checkpoint.files import (
     read_json,
     weight_names,
 )
-from pipeline.checkpoint.stored import ORIGINAL, is_pickle, original_sources
+from pipeline.checkpoint.stored import (
+    ORIGINAL,
+    adapter_sources,
+    is_adapter,
+    is_pickle,
+    original_sources,
+)
 from pipeline.checkpoint.tensors import (
     Tensor,
     checked_sha256,
@@ -56,6 +63,8 @@ class Source:
     files: tuple[str, ...]
     weights: tuple[str, ...]
     remote: Remote | None = None
+    #: folder of an adapter that is merged into the weights
+    adapter: Path | None = None
 
     @property
     def revision(self) -> str | None:
@@ -119,8 +128,25 @@ def find(task: Task, config: TaskConfig) -> Source:
         raise InputError(
             f"{config.checkpoint}: no such checkpoint folder; {likely_id(config.checkpoint)}"
         )
+    if is_adapter(folder):
+        return _adapter(task, config, folder)
     names = {path.name for path in folder.iterdir() if path.is_file()}
     return _described(task, config.checkpoint, folder, names)
+
+
+def _adapter(task: Task, config: TaskConfig, folder: Path) -> Source:
+    """The checkpoint that an adapter changes, which its configuration names."""
+    settings = read_json(folder / ADAPTER)
+    base = settings.get("base_model_name_or_path")
+    if not base or find_spec("peft") is None:
+        raise InputError(
+            f"{shown(folder)}: an adapter of {base or 'an unnamed checkpoint'}; to have it merged "
+            f"here name the base in {ADAPTER} and run: .venv/bin/pip install peft; or merge it: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+        )
+    changes = {"checkpoint": str(base), "revision": settings.get("revision")}
+    source = find(task, config.model_copy(update=changes))
+    return replace(source, name=config.checkpoint, adapter=folder)
 
 
 def _on_hub(task: Task, config: TaskConfig) -> Source:
@@ -148,8 +174,7 @@ def _on_hub(task: Task, config: TaskConfig) -> Source:
 def _described(
     task: Task, name: str, folder: Path, names: Collection[str], remote: Remote | None = None
 ) -> Source:
-    if ADAPTER not in names or CONFIG in names:
-        check_architecture(task, read_json(folder / CONFIG), folder / CONFIG)
+    check_architecture(task, read_json(folder / CONFIG), folder / CONFIG)
     weights = weight_names(folder, names, name if remote else shown(folder))
     small = [CONFIG, *(name for name in PROCESSOR_FILES if name in names)]
     check_processor_files(small, name if remote else shown(folder))
@@ -176,8 +201,25 @@ def inspect(source: Source, store: Path) -> CheckpointFiles:
             checked_sha256(source.folder / name, expected[name])
     weights, tensors = _weights(source, expected, store)
     folder = source.folder if (source.folder / CONFIG).is_file() else weights
-    path = folder / CONFIG
-    check_architecture(source.task, read_json(path), path)
+    check_architecture(source.task, read_json(folder / CONFIG), folder / CONFIG)
+    files = _files(source, folder, weights, tensors)
+    return files if source.adapter is None else _merged(source, files, source.adapter, store)
+
+
+def _merged(source: Source, base: CheckpointFiles, adapter: Path, store: Path) -> CheckpointFiles:
+    def merge(new: Path) -> None:
+        from export.conversion import merge_adapter
+
+        merge_adapter(base, adapter, new)
+
+    folder = entry(store, adapter_sources(adapter))
+    tensors = converted(folder, merge, base.identity.weights_sha256 + base.config_sha256)
+    return _files(replace(source, remote=None), folder, folder, tensors)
+
+
+def _files(
+    source: Source, folder: Path, weights: Path, tensors: Mapping[str, Tensor]
+) -> CheckpointFiles:
     small = small_files(folder)
     config_sha256 = small.pop(CONFIG)
     return CheckpointFiles(

@@ -20,7 +20,7 @@ from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import shown
 from configs.schema import Task
-from export.checkpoint import ARCHITECTURES
+from export.checkpoint import ARCHITECTURES, CheckpointFiles
 from pipeline.checkpoint.converted import small_files
 from pipeline.checkpoint.files import CONFIG, WEIGHTS, read_json
 
@@ -93,6 +93,33 @@ def convert_original(path: Path, folder: Path) -> None:
         ) from None
     state[_POSITIONS] = interpolated(state[_POSITIONS], side)
     _save(state, folder)
+
+
+def merge_adapter(base: CheckpointFiles, adapter: Path, folder: Path) -> None:
+    """Writes a checkpoint with an adapter of the peft library merged into its weights.
+
+    Raises:
+        InputError: the adapter does not fit the checkpoint.
+    """
+    from peft import PeftModel
+
+    from export.accounting import check_tensors
+    from export.model import load_model
+
+    check_tensors(base)
+    try:
+        merged = PeftModel.from_pretrained(load_model(base), str(adapter)).merge_and_unload()
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{shown(adapter)}: cannot be merged into {base.identity.source} ({reason}); use the "
+            "adapter with the checkpoint that it was trained on"
+        ) from None
+    for origin in (base.folder, adapter):  # what the adapter brings itself comes last
+        for name in small_files(origin):
+            if name != CONFIG or origin == base.folder:
+                shutil.copyfile(origin / name, folder / name)
+    _save(merged.state_dict(), folder)
 
 
 def interpolated(table: torch.Tensor, side: int) -> torch.Tensor:

@@ -29,29 +29,38 @@ def small_files(folder: Path) -> dict[str, str]:
     return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
-def read_entry(folder: Path) -> dict[str, Tensor] | None:
-    """The tensors of a finished conversion; None if it is missing or not as it was written."""
+def read_entry(folder: Path, base: str | None = None) -> dict[str, Tensor] | None:
+    """The tensors of a finished conversion; None if it is missing or not as it was written.
+
+    ``base`` is the digest of other weights that it must have been made from.
+    """
     try:
         contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
         tensors = read_tensors(folder / WEIGHTS)
     except (OSError, ValueError, InputError):
         return None
+    made_from = contents.pop("base", None) if isinstance(contents, dict) else None
+    if base is not None and base != made_from:
+        return None
     return tensors if contents == _contents(folder, tensors) else None
 
 
-def converted(folder: Path, make: Callable[[Path], None]) -> dict[str, Tensor]:
+def converted(
+    folder: Path, make: Callable[[Path], None], base: str | None = None
+) -> dict[str, Tensor]:
     """The tensors of the conversion ``folder``, made now unless it is there undamaged."""
-    found = read_entry(folder)
+    found = read_entry(folder, base)
     if found is not None:
         return found
     store, name = folder.parent, folder.name
     with artifact_lock(store, name):
-        if (found := read_entry(folder)) is not None:
+        if (found := read_entry(folder, base)) is not None:
             return found
         with staging(store, name) as temporary:
             make(temporary)
             tensors = read_tensors(temporary / WEIGHTS)
-            (temporary / _CONTENTS).write_text(json.dumps(_contents(temporary, tensors)))
+            contents = {**_contents(temporary, tensors), **({"base": base} if base else {})}
+            (temporary / _CONTENTS).write_text(json.dumps(contents))
             temporary.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

@@ -9,7 +9,7 @@ from configs.errors import InputError
 from configs.layout import Layout, checkpoint_folder
 from configs.schema import Task
 from pipeline.checkpoint.converted import entry, read_entry, small_files
-from pipeline.checkpoint.files import CONFIG, PICKLE, weight_names
+from pipeline.checkpoint.files import ADAPTER, CONFIG, INDEXES, PICKLE, WEIGHTS, weight_names
 from pipeline.checkpoint.tensors import combined, parameter_digests, read_tensors
 from pipeline.manifest import file_sha256
 
@@ -21,6 +21,20 @@ def original_sources(path: Path) -> dict[str, str]:
     """What decides the conversion of an original file: itself, and the settings beside it."""
     settings = small_files(path.parent) if (path.parent / CONFIG).is_file() else {}
     return {ORIGINAL: file_sha256(path), **settings}
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and the weights that it changes are elsewhere."""
+    return (folder / ADAPTER).is_file() and not any(
+        (folder / name).is_file() for name in (WEIGHTS, PICKLE, *INDEXES)
+    )
+
+
+def adapter_sources(folder: Path) -> dict[str, str]:
+    """What decides a merged adapter, apart from the weights that it changes."""
+    weights = sorted(folder.glob("adapter_model*"))
+    adapter = {path.name: file_sha256(path) for path in (folder / ADAPTER, *weights)}
+    return adapter | small_files(folder)
 
 
 def is_pickle(names: Sequence[str]) -> bool:
@@ -51,9 +65,14 @@ def model_folder(layout: Layout, task: Task, revision: str | None) -> Path:
             raise InputError(f"{source}: not in the hub's cache; {cure}") from None
         return Path(cached)
     if folder.suffix == ORIGINAL and folder.is_file():
-        folder = entry(layout.converted, original_sources(folder))
-        if not folder.is_dir():
-            raise InputError(f"{source}: not converted here yet; {cure}")
+        sources = original_sources(folder)
+    elif is_adapter(folder):
+        sources = adapter_sources(folder)
+    else:
+        return folder
+    folder = entry(layout.converted, sources)
+    if not folder.is_dir():
+        raise InputError(f"{source}: not converted here yet; {cure}")
     return folder
 
 
