@@ -13,15 +13,15 @@ from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import load_pipeline
 from tests.export_checkpoints import make_checkpoint, write_pipeline
+from verify.checkpoint.checkpoint import Checkpoint
 from verify.checkpoint.files import check_checkpoint
-from verify.checkpoint.reference_model import Reference
 
 
 def layout_of(tmp_path: Path, checkpoint: Path) -> Layout:
     return Layout(load_pipeline(write_pipeline(tmp_path, {"caption": checkpoint})))
 
 
-def manifest(weights_sha256: str = "") -> Any:
+def manifest(weights_sha256: str) -> Any:
     """What is read of a task manifest before a checkpoint is loaded."""
     checkpoint = SimpleNamespace(revision=None, weights_sha256=weights_sha256)
     return SimpleNamespace(task="caption", checkpoint=checkpoint)
@@ -48,10 +48,10 @@ def test_weights_that_huggingface_leaves_out_or_makes_up(
     save_file(weights, path, metadata={"format": "pt"})
     layout = layout_of(tmp_path, folder)
     if change is None:
-        Reference(layout, manifest())
+        Checkpoint(layout, "caption", None)
         return
     with pytest.raises(InputError, match="HuggingFace does not load") as refused:
-        Reference(layout, manifest())
+        Checkpoint(layout, "caption", None)
     assert named in str(refused.value)
 
 
