@@ -30,13 +30,13 @@ def main(
 ) -> None:
     """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
     selection = select(config, task=task, component=component)
-    sources = find_sources(selection)
     if dry_run:
+        sources = find_sources(selection)
         there = [source for source in sources if not source.missing]
         _print_plan(plan(selection, there, force=force))
         _print_downloads(selection, [source for source in sources if source.missing])
         return
-    plans = plan(selection, sources, force=force)
+    plans = plan(selection, force=force)
     if not any(item.work for item in plans):
         count = sum(len(item.items) for item in plans)
         messages.print(f"export: unchanged, {count} components are up to date")

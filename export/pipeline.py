@@ -68,7 +68,9 @@ def find_sources(selection: Selection) -> list[Source]:
     return [find(task, selection.pipeline.tasks[task]) for task in selection.tasks]
 
 
-def plan(selection: Selection, sources: list[Source], *, force: bool = False) -> list[TaskPlan]:
+def plan(
+    selection: Selection, sources: list[Source] | None = None, *, force: bool = False
+) -> list[TaskPlan]:
     """Checks every checkpoint and finds out what has to be built, without loading any.
 
     Raises:
@@ -76,7 +78,7 @@ def plan(selection: Selection, sources: list[Source], *, force: bool = False) ->
     """
     layout = Layout(selection.pipeline)
     found = []
-    for source in sources:
+    for source in find_sources(selection) if sources is None else sources:
         if missing := source.missing:
             size = sum(missing.values()) / 1e6
             messages.print(f"{source.task}: downloading {source.name}, {size:,.0f} MB")

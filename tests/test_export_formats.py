@@ -105,9 +105,8 @@ def inspected(tmp_path: Path, checkpoint: Path, task: str = "caption") -> Checkp
 
 
 def keys(tmp_path: Path, checkpoint: Path) -> dict[str, Any]:
-    selection = select(write_pipeline(tmp_path, {"caption": checkpoint}), task=None, component=None)
-    sources = [find(task, selection.pipeline.tasks[task]) for task in selection.tasks]
-    (task,) = plan(selection, sources)
+    selection = select(write_pipeline(tmp_path, {"caption": checkpoint}))
+    (task,) = plan(selection)
     return {item.component: item.key_inputs for item in task.items}
 
 
