@@ -50,8 +50,8 @@ doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do 
 export: $(ENVIRONMENT) ## checkpoints -> ONNX, one file per component
 	@$(PYTHON) -m export $(select) $(dry_run) $(force)
 
-ir: export ## ONNX -> OpenVINO IR
-	@$(PYTHON) -m compile $(select) --target openvino $(precision) $(dry_run) $(force)
+ir: export ## ONNX -> OpenVINO IR (TARGET=openvino_npu: of fixed shapes)
+	@$(PYTHON) -m compile $(select) --backend openvino --target $(or $(TARGET),openvino) $(precision) $(dry_run) $(force)
 
 bmodel: export $(TPU_ENVIRONMENT) ## ONNX -> BModel for TARGET=bm1684|bm1684x|bm1688 (default: all in CONFIG)
 	@$(PYTHON) -m compile $(select) --backend sophon $(target) $(precision) $(dry_run) $(force)

@@ -28,7 +28,8 @@ from benchmarks.variants.base import (
 from benchmarks.workers import Sample, VariantError, Worker
 from configs.layout import Layout
 from configs.schema import PipelineConfig, Task
-from pipeline.build import as_json, tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import as_json, tool_versions
 from pipeline.console import messages
 from runtime.files.manifests import component_manifests
 

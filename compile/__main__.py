@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from compile.bmodel.commands import calibrate, prepare
 from compile.bmodel.estimates.command import estimate
 from compile.pipeline import jobs, run, show_plan
 from configs.errors import ConfigError
 from pipeline.command import exit_codes, select
+from pipeline.owner import claim
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,7 +34,7 @@ def main(
     task: Annotated[str | None, typer.Option(help="tasks, comma-separated")] = None,
     component: Annotated[str | None, typer.Option(help="components, comma-separated")] = None,
     backend: Annotated[str | None, typer.Option(help="only targets of: openvino, sophon")] = None,
-    dry_run: Annotated[bool, typer.Option(help="print every command, run none")] = False,
+    dry_run: Annotated[bool, typer.Option(help="print a script, run nothing")] = False,
     force: Annotated[bool, typer.Option(help="build even what is unchanged")] = False,
 ) -> None:
     """Compile exported graphs to OpenVINO IR and SOPHON BModels."""
@@ -49,14 +51,17 @@ def main(
         precision=precision,
         backend=backend,
     )
+    claim(selection, force=force, keep=not dry_run)
     selected = jobs(selection)
     if dry_run:
-        show_plan(selected)
+        show_plan(selected, config)
     else:
         run(selected, force=force)
 
 
 app.command()(estimate)
+for step in (prepare, calibrate):
+    app.command(hidden=True)(step)
 
 
 if __name__ == "__main__":

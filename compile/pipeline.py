@@ -7,11 +7,22 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from compile.backend import Backend, Job, Source, read_source
+from compile.backend import (
+    BUDGET_BYTES,
+    Backend,
+    FollowUp,
+    Job,
+    NotExportedError,
+    Plan,
+    Source,
+    own,
+    read_source,
+)
 from compile.bmodel.backend import SophonBackend
-from compile.bmodel.task_file import TaskFile
 from compile.ir.backend import OpenVinoBackend
 from configs.layout import Layout
 from pipeline.build import Built, build_component, discard
@@ -20,76 +31,71 @@ from pipeline.console import Steps, messages, output, steps
 from pipeline.manifest import ComponentManifest
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools
 
-#: Steps that run side by side, and the memory they may take together beside this process. A
-#: full-size BLIP-base build stays below 6 GB on two cores with these.
+#: Steps that run side by side. A full-size BLIP-base build stays below 6 GB with two.
 WORKERS = max(1, min(2, os.cpu_count() or 1))
-BUDGET_BYTES = 5_200_000_000
 
 
 def jobs(selection: Selection) -> list[Job]:
     """Artifacts to build. Targets come first: neighbours then share no intermediate to wait for."""
     layout = Layout(selection.pipeline)
     offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
-    found = []
+    found: dict[str, Job] = {}
     for target, precision in selection.targets:
-        holder = offered[target.backend].holder
         for task in selection.tasks:
-            # A component that is merged into another one is built with it.
-            wanted = selection.task_components(task)
-            held = dict.fromkeys(c if target.static_shapes else holder(task, c) for c in wanted)
-            found += [Job(layout, task, component, target, precision) for component in held]
-    return found
+            for component in selection.task_components(task):
+                asked = Job(layout, task, component, target, precision)
+                job = offered[target.backend].holder(asked)
+                found.setdefault(job.name, job)
+    return list(found.values())
 
 
-def task_files(selected: Iterable[Job]) -> list[TaskFile]:
-    """Combined files that the selected artifacts go into, each once."""
-    named = {
-        (job.task, job.target.name, job.precision): TaskFile(
-            job.layout, job.task, job.target, job.precision
-        )
-        for job in selected
-        if job.target.backend == "sophon" and job.target.combine_nets
-    }
-    return list(named.values())
-
-
-def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend]:
+def backends(budget: MemoryBudget, tools: VendorTools) -> dict[str, Backend[Any]]:
     """One object per backend name in ``configs/targets``."""
-    return {"openvino": OpenVinoBackend(), "sophon": SophonBackend(budget, tools)}
+    return {"openvino": OpenVinoBackend(budget), "sophon": SophonBackend(budget, tools)}
 
 
-def show_plan(selected: Iterable[Job]) -> None:
-    """Prints every command of a build on standard output; runs nothing and writes nothing.
+def show_plan(selected: Iterable[Job], config: Path) -> None:
+    """Prints a build as a shell script on standard output; runs nothing and writes nothing.
 
     Raises:
         ConfigError, InputError: a file that the user gives cannot be used.
     """
     offered = backends(MemoryBudget(BUDGET_BYTES), VendorTools())
-    seen: set[str] = set()
     selected = list(selected)
-    sources: list[Source | None] = []
     for job in selected:
-        exported = job.layout.onnx(job.task, job.component).manifest.is_file()
-        source = read_source(job.layout, job.task, job.component) if exported else None
-        sources.append(source)
-        offered[job.target.backend].check(job, source, keep=False)
-    for job, source in zip(selected, sources, strict=True):
-        output.print(f"# {job.name}", markup=False, soft_wrap=True)
-        for line in offered[job.target.backend].plan(job, source):
-            # A step shared by several chips runs once.
-            if line not in seen:
-                output.print(line, markup=False, soft_wrap=True)
-            seen.add(line)
-    for one in task_files(selected):
-        output.print(f"# {one.name}", markup=False, soft_wrap=True)
-        output.print(one.plan(), markup=False, soft_wrap=True)
+        offered[job.target.backend].check(job, keep=False)
+    lines: list[str] = []
+    plans: list[Plan] = []
+    for job in selected:
+        lines.append(f"# {job.name}")
+        try:
+            source = read_source(job.layout, job.task, job.component)
+            plan = offered[job.target.backend].plan(job, source)
+        except NotExportedError as missing:
+            place = ("--task", job.task, "--component", missing.component)
+            lines.append(own("export", config, *place))
+            lines.append("# not exported yet: what follows is shown once it is")
+            continue
+        plans.append(plan)
+        lines += plan.script(config)
+    results = {name: path for plan in plans for name, path in plan.results.items()}
+    for one in _follow_ups(plans):
+        lines += [f"# {one.name}", *one.script(results)]
+    # A step that several artifacts share runs once.
+    for line in dict.fromkeys(lines):
+        output.print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+def _follow_ups(plans: Iterable[Plan]) -> list[FollowUp]:
+    """What is made from several artifacts, each once."""
+    found = (plan.follow_up for plan in plans)
+    return list({one.name: one for one in found if one is not None}.values())
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    job: Job
-    source: Source
-    backend: Backend
+class _Planned:
+    plan: Plan
+    backend: Backend[Any]
     key_inputs: dict[str, object]
 
 
@@ -101,22 +107,21 @@ def run(selected: list[Job], *, force: bool = False) -> None:
         ToolError, ParityError: the first failure; finished artifacts are kept.
     """
     started = time.perf_counter()
-    budget = MemoryBudget(BUDGET_BYTES)
     tools = VendorTools()
-    offered = backends(budget, tools)
+    offered = backends(MemoryBudget(BUDGET_BYTES), tools)
     sources: dict[tuple[str, str], Source] = {}
-    prepared = []
+    planned = []
     for job in selected:
         pair = (job.task, job.component)
         if pair not in sources:
             sources[pair] = read_source(job.layout, job.task, job.component)
         backend = offered[job.target.backend]
-        backend.check(job, sources[pair], keep=True)
-        key_inputs = backend.key_inputs(job, sources[pair])
-        prepared.append(_Prepared(job, sources[pair], backend, key_inputs))
-    prepared = _longest_first(prepared)
-    with steps("compile", len(prepared)) as progress, ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(_build, one, budget, progress, force=force) for one in prepared]
+        backend.check(job, keep=True)
+        plan = backend.plan(job, sources[pair])
+        planned.append(_Planned(plan, backend, backend.key_inputs(plan)))
+    planned = _longest_first(planned)
+    with steps("compile", len(planned)) as progress, ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(_build, one, progress, force=force) for one in planned]
         try:
             _finish(futures)
         except BaseException:
@@ -126,23 +131,22 @@ def run(selected: list[Job], *, force: bool = False) -> None:
             tools.stop()
             raise
     built = [future.result() for future in futures]
-    for one in task_files(selected):
-        if one.build(tools, force=force):
-            size = one.location.file(".bmodel").stat().st_size
+    for one in _follow_ups(one.plan for one in planned):
+        if size := one.build(tools, force=force):
             messages.print(f"built {one.name}: {size / 1e6:.1f} MB")
     reused = sum(one.reused for one in built)
     seconds = time.perf_counter() - started
     messages.print(f"compile: {len(built) - reused} built, {reused} unchanged, {seconds:.1f} s")
 
 
-def _longest_first(prepared: list[_Prepared]) -> list[_Prepared]:
+def _longest_first(planned: list[_Planned]) -> list[_Planned]:
     """Of each set the largest components first: none is left over for one core alone."""
-    sets = list(dict.fromkeys((one.job.target.name, one.job.precision) for one in prepared))
 
-    def order(one: _Prepared) -> tuple[int, int]:
-        return sets.index((one.job.target.name, one.job.precision)), -one.source.size_bytes
+    def of(one: _Planned) -> tuple[str, str]:
+        return one.plan.job.target.name, one.plan.job.precision
 
-    return sorted(prepared, key=order)
+    sets = list(dict.fromkeys(map(of, planned)))
+    return sorted(planned, key=lambda one: (sets.index(of(one)), -one.plan.source.size_bytes))
 
 
 def _finish(futures: list[Future[Built]]) -> None:
@@ -153,30 +157,15 @@ def _finish(futures: list[Future[Built]]) -> None:
             raise error
 
 
-def _build(one: _Prepared, budget: MemoryBudget, progress: Steps, *, force: bool) -> Built:
-    progress.start(one.job.name)
-
-    def produce(folder: Path) -> dict[str, object]:
-        with budget.hold(one.backend.memory_bytes(one.source)):
-            return one.backend.build(one.job, one.source, folder)
-
-    built = build_component(one.job.location, one.key_inputs, produce, force=force)
-    for part in built.manifest.includes:
-        # What this artifact computes as well needs none of its own.
-        job = one.job
-        discard(job.layout.artifact(job.task, part, job.target, job.precision))
-    _discard_other_cores(one.job)
-    progress.done(None if built.reused else _line(one.job, built.manifest))
+def _build(one: _Planned, progress: Steps, *, force: bool) -> Built:
+    job = one.plan.job
+    progress.start(job.name)
+    produce = partial(one.backend.build, one.plan)
+    built = build_component(job.location, one.key_inputs, produce, force=force)
+    for other in one.plan.supersedes:
+        discard(other)
+    progress.done(None if built.reused else _line(job, built.manifest))
     return built
-
-
-def _discard_other_cores(job: Job) -> None:
-    """Removes the same artifact for another number of cores: a set has one artifact each."""
-    target = job.target
-    for cores in range(1, target.maximum_cores + 1):
-        if cores != target.cores:
-            other = target.model_copy(update={"cores": cores})
-            discard(job.layout.artifact(job.task, job.component, other, job.precision))
 
 
 def _line(job: Job, manifest: ComponentManifest) -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import Component, PipelineConfig, Precision, TargetConfig, Task
+from configs.schema import (
+    Component,
+    OpenVinoTarget,
+    PipelineConfig,
+    Precision,
+    TargetConfig,
+    Task,
+)
 
 #: Top of the checkout: configs/ lies directly below it.
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +89,7 @@ class Layout:
     ) -> Location:
         """A compiled artifact; SOPHON's naming convention for its chips."""
         folder = self.task(task) / target.folder
-        if target.backend == "openvino":
+        if isinstance(target, OpenVinoTarget):
             return Location(folder / precision, component)
         batch = self.pipeline.tasks[task].shapes.batch
         cores = f"_{target.cores}core" if target.cores > 1 else ""

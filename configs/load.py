@@ -13,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError
 from configs.layout import REPOSITORY_ROOT, TARGETS_FOLDER
-from configs.schema import PipelineConfig, Precision, TargetConfig
+from configs.schema import (
+    PRECISIONS,
+    TARGET_KINDS,
+    OpenVinoTarget,
+    PipelineConfig,
+    Precision,
+    TargetConfig,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -131,7 +138,12 @@ def load_target(name: str) -> TargetConfig:
     path = TARGETS_FOLDER / f"{name}.yaml"
     if name not in target_names():
         raise ConfigError(f"unknown target {name!r}; choose one of: {', '.join(target_names())}")
-    target = validate(TargetConfig, read_yaml(path), path)
+    data = read_yaml(path)
+    kind = TARGET_KINDS.get(str(data.get("backend")))
+    if kind is None:
+        known = ", ".join(TARGET_KINDS)
+        raise ConfigError(f"{shown(path)}: backend: missing or unknown; choose one of: {known}")
+    target: TargetConfig = validate(kind, data, path)
     if target.name != name:
         raise ConfigError(f"{shown(path)}: name: must be {name!r}, the file's own name")
     return target
@@ -148,23 +160,20 @@ def pipeline_target(pipeline: PipelineConfig, name: str) -> TargetConfig:
     if selection is None:
         _check_lengths(pipeline, target)
         return target
-    if selection.cores is not None and selection.cores > target.maximum_cores:
+    chosen = selection.model_dump(exclude={"precisions", "components"}, exclude_none=True)
+    if isinstance(target, OpenVinoTarget):
+        for key, value in chosen.items():
+            raise ConfigError(
+                f"targets.{name}.{key}: {value} given, but {name} is no SOPHON chip; remove it"
+            )
+        return target
+    if (selection.cores or 1) > target.maximum_cores:
         raise ConfigError(
             f"targets.{name}.cores: {selection.cores} given, {name} has {target.maximum_cores}; "
             "give at most that many"
         )
-    for key in ("decoder_head", "attention_fusion", "quantize_tables"):
-        if getattr(selection, key) is not None and target.backend != "sophon":
-            raise ConfigError(
-                f"targets.{name}.{key}: {getattr(selection, key)} given, but {name} is no SOPHON "
-                "chip; remove it"
-            )
-    chosen = {
-        "cores": selection.cores,
-        "attention_fusion": selection.attention_fusion,
-        "decoder_head": selection.decoder_head,
-    }
-    target = target.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    own = {key: value for key, value in chosen.items() if key in type(target).model_fields}
+    target = target.model_copy(update=own)
     _check_lengths(pipeline, target)
     return target
 
@@ -175,7 +184,7 @@ def _check_lengths(pipeline: PipelineConfig, target: TargetConfig) -> None:
     Raises:
         ConfigError: a cache, question or text that is too short.
     """
-    if target.backend != "sophon" or target.attention_fusion != "required":
+    if isinstance(target, OpenVinoTarget) or target.attention_fusion != "required":
         return
     for task, one in pipeline.tasks.items():
         shapes = one.shapes
@@ -238,6 +247,11 @@ def load_pipeline(path: Path) -> PipelineConfig:
             for component, precision in overrides.items():
                 where = f"{shown(path)}: targets.{name}.components.{chosen}.{component}"
                 check_precision(target, precision, where)
+                if not PRECISIONS[precision].built_by(target.backend):
+                    raise ConfigError(
+                        f"{where}: {precision} is a set of other precisions, no precision of a "
+                        "component; name one of those"
+                    )
     for name in config.verify.tokens:
         if name != "onnx" and name not in target_names():
             raise ConfigError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from configs.precisions import PRECISIONS as PRECISIONS
+from configs.precisions import Backend
+from configs.precisions import Precision as Precision
+
 Task = Literal["caption", "vqa", "itm"]
-#: What a set of artifacts is built as. ``w8f16``: weights INT8, arithmetic f16. ``int8`` and
-#: ``int4`` are mixed: what becomes an integer and what stays in float is decided per component.
-Precision = Literal["f32", "f16", "bf16", "int8", "int4", "w8f16", "w8bf16", "w4f16", "w4bf16"]
 Component = Literal[
     "vision_encoder",
     "text_encoder",
@@ -34,6 +35,10 @@ AttentionFusion = Literal["required", "recorded", "off"]
 #: What a chip's decoder answers with: ``argmax`` adds the best token and its logit to the logits,
 #: so that greedy search reads a few bytes per token
 DecoderHead = Literal["logits", "argmax"]
+
+#: ``exact``: as onnxruntime; ``tables``: functions come from tables and short iterations;
+#: ``fused_attention``: the attentions that the compiler fuses are rougher
+Float32 = Literal["exact", "tables", "fused_attention"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
@@ -111,11 +116,12 @@ class TargetSelection(Strict):
     #: components that are built as something else within a precision's set, e.g.
     #: ``{int8: {text_decoder: w8f16}}``; the artifact still belongs to the set it is listed under
     components: dict[Precision, dict[Component, Precision]] = {}
-    #: cores that nets are compiled for (sophon); null takes the target's own
+    # What follows is for SOPHON's chips; null takes the chip's own.
+    #: cores that nets are compiled for
     cores: PositiveInt | None = None
-    #: how attention fusions are treated (sophon); null takes the target's own
+    #: how attention fusions are treated
     attention_fusion: AttentionFusion | None = None
-    #: whether decoders choose the next token themselves (sophon); null takes the target's own
+    #: whether decoders choose the next token themselves
     decoder_head: DecoderHead | None = None
     #: folder of quantize tables to take instead of searching for them (docs/quantization.md)
     quantize_tables: Annotated[str, Field(min_length=1)] | None = None
@@ -137,13 +143,21 @@ class TargetSelection(Strict):
         return value
 
 
-class TokenGate(Strict):
-    """How many whole generations to compare, and the exact-match rate they must reach."""
+class TokenCheck(Strict):
+    """How many whole answers to compare; ``verify.gates`` says how many must be equal."""
 
     #: held-out scenes per task
     scenes: PositiveInt
-    #: least share of scenes whose tokens (or match decisions) equal the checkpoint's
-    minimum_exact: Annotated[float, Field(ge=0.0, le=1.0)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "minimum_exact" in data:
+            raise ValueError(
+                "minimum_exact was removed; give min_agreement in verify.gates.<task>, "
+                "e.g. gates: {caption: {f16: {min_agreement: 0.995}}}, or remove it"
+            )
+        return data
 
 
 #: Quality metrics of each task (docs/evaluation.md); larger is better for all of them.
@@ -161,7 +175,8 @@ TASK_METRICS: dict[Task, tuple[str, ...]] = {
 class QualityGate(Strict):
     """What a target's answers may lose against the checkpoint's on the same items."""
 
-    #: least share of items with the checkpoint's own tokens or match decisions
+    #: least share of items with the checkpoint's own tokens or match decisions; where no gate that
+    #: fits says it, configs/tolerances.yaml does (``answers``)
     min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     #: per metric, the largest drop: the checkpoint's value minus the target's
     max_drop: dict[str, NonNegativeFloat] = {}
@@ -179,8 +194,8 @@ class VerifyConfig(Strict):
     seed: int = 0
     #: held-out scenes per component check
     component_scenes: PositiveInt = 4
-    #: gate per target name; "onnx" is the exported graph under onnxruntime
-    tokens: dict[str, TokenGate]
+    #: per target name; "onnx" is the exported graph under onnxruntime
+    tokens: dict[str, TokenCheck]
     #: chips whose artifacts are run on the vendor's simulator by a default verification
     simulate: bool = True
     #: per task: gates by ``precision``, ``target.precision`` or ``target.precision.mode``; the
@@ -189,12 +204,11 @@ class VerifyConfig(Strict):
 
     @model_validator(mode="after")
     def _gates_name_what_there_is(self) -> VerifyConfig:
-        precisions = get_args(Precision)
         for task, gates in self.gates.items():
             for name, gate in gates.items():
                 parts = name.split(".")
                 precision = parts[0] if len(parts) == 1 else parts[1]
-                if len(parts) > 3 or precision not in precisions:
+                if len(parts) > 3 or precision not in PRECISIONS:
                     raise ValueError(
                         f"gates.{task}.{name}: name a precision, target.precision or "
                         "target.precision.mode, e.g. int8 or openvino.f16.fast"
@@ -323,55 +337,96 @@ class PipelineConfig(Strict):
         return self
 
 
-class TargetConfig(Strict):
-    """One compilation target, from configs/targets/<name>.yaml."""
+class _Target(Strict):
+    """What every target's file says: configs/targets/<name>.yaml."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     #: which compiler and runtime session serve it
-    backend: Literal["openvino", "sophon"]
+    backend: Backend
     #: artifact folder below the task folder
     folder: str
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)]
     default_precision: Precision
     #: what components of an integer set become where the pipeline file says nothing else
     components: dict[Precision, dict[Component, Precision]] = {}
-    #: whether nets get fixed shapes (openvino; SOPHON's always do)
+
+    @model_validator(mode="after")
+    def _precisions_can_be_built(self) -> Self:
+        if self.default_precision not in self.precisions:
+            raise ValueError(f"default_precision {self.default_precision} is not in precisions")
+        for precision in self.precisions:
+            for component in get_args(Component):
+                built_as = self.components.get(precision, {}).get(component, precision)
+                if not PRECISIONS[built_as].built_by(self.backend):
+                    raise ValueError(
+                        f"precisions: {precision}: {self.backend} cannot build {component} as "
+                        f"{built_as}; remove it or say in components what it becomes"
+                    )
+        return self
+
+
+class OpenVinoTarget(_Target):
+    """Intel devices."""
+
+    backend: Literal["openvino"]
+    #: whether nets get fixed shapes
     static_shapes: bool = False
-    #: cores a net is compiled for unless the pipeline file says otherwise, and how many the chip
-    #: has (sophon)
+
+
+class MemoryLayout(Strict):
+    """The vendor's memory layout for a SoC, in MiB, as ``memory_edit.sh`` takes it."""
+
+    npu: PositiveInt
+    vpu: Annotated[int, Field(ge=0)]
+    vpp: Annotated[int, Field(ge=0)]
+
+
+class SophonTarget(_Target):
+    """A SOPHON chip; its nets always have fixed shapes."""
+
+    backend: Literal["sophon"]
+    #: cores a net is compiled for unless the pipeline file says otherwise, and how many there are
     cores: PositiveInt = 1
     maximum_cores: PositiveInt = 1
     #: dtype of a half-precision net's inputs and outputs: ``float32`` leaves casts inside the net,
-    #: ``native`` takes what the net computes in (sophon)
+    #: ``native`` takes what the net computes in
     borders: Literal["float32", "native"] = "float32"
-    #: how the compiler places inputs and outputs in memory: null leaves the choice to it (sophon)
+    #: how the compiler places inputs and outputs in memory: null leaves the choice to it
     address_mode: Literal["basic", "io_alone", "io_tag"] | None = None
     #: how hard the compiler searches for the slices of its layer groups; null leaves the choice to
-    #: it (sophon; ``--shape_secs_search_strategy``)
+    #: it (``--shape_secs_search_strategy``)
     layer_group_search: Literal[0, 1, 2] | None = None
-    #: how attention fusions are treated in half precision (sophon)
+    #: how attention fusions are treated in half precision
     attention_fusion: AttentionFusion = "recorded"
-    #: what decoders answer with (sophon)
+    #: what decoders answer with
     decoder_head: DecoderHead = "logits"
-    #: graph rewrites this chip needs, in order (compile/rewrites)
+    #: graph rewrites this chip needs, in order (compile/bmodel/rewrites)
     rewrites: tuple[str, ...] = ()
-    #: further ones for nets of integers (sophon)
+    #: further ones for nets of integers
     integer_rewrites: tuple[str, ...] = ()
-    #: what stays in float in a net of integers (sophon)
+    #: what stays in float in a net of integers
     integer_islands: Literal["f32", "f16", "bf16"] = "f16"
-    #: whether an integer matrix has one scale per output column, or one for all (sophon)
+    #: whether an integer matrix has one scale per output column, or one for all
     scale_per_channel: bool = True
-    #: whether nets of one component go into one file with shared weights (sophon)
+    #: what makes float32 on the chip differ from float32 elsewhere (docs/tolerances.md)
+    float32: Float32 = "exact"
+    #: whether nets of one component go into one file with shared weights
     combine_nets: bool = False
-    #: where the compiler leaves its latency estimate, or null where it leaves none (sophon)
+    #: where the compiler leaves its latency estimate, or null where it leaves none
     estimate_file: str | None = None
-    #: vendor guidance for the NPU heap (sophon SoC), in MiB
-    npu_heap_mib: PositiveInt | None = None
+    #: vendor guidance for a SoC; ``blip-edge info`` shows it
+    memory_layout_mib: MemoryLayout | None = None
 
     @model_validator(mode="after")
-    def _default_is_offered(self) -> TargetConfig:
+    def _there_are_so_many_cores(self) -> Self:
         if self.cores > self.maximum_cores:
             raise ValueError(f"cores {self.cores} exceeds maximum_cores {self.maximum_cores}")
-        if self.default_precision not in self.precisions:
-            raise ValueError(f"default_precision {self.default_precision} is not in precisions")
         return self
+
+
+#: One compilation target; ``backend`` says which.
+TargetConfig = OpenVinoTarget | SophonTarget
+TARGET_KINDS: dict[str, type[OpenVinoTarget] | type[SophonTarget]] = {
+    "openvino": OpenVinoTarget,
+    "sophon": SophonTarget,
+}

@@ -13,6 +13,7 @@ from export.checkpoint import Source
 from export.pipeline import TaskPlan, find_sources, plan, run
 from pipeline.command import Selection, exit_codes, select
 from pipeline.console import messages, output
+from pipeline.owner import claim
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,6 +31,7 @@ def main(
 ) -> None:
     """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
     selection = select(config, task=task, component=component)
+    claim(selection, force=force, keep=not dry_run)
     if dry_run:
         sources = find_sources(selection)
         there = [source for source in sources if not source.missing]
@@ -46,16 +48,17 @@ def main(
 
 
 def _print_plan(plans: list[TaskPlan]) -> None:
+    """Comment lines: the compile stage's dry run goes on with a shell script."""
     for item in plans:
         identity = item.files.identity
         revision = f" at {identity.revision}" if identity.revision else ""
-        output.print(f"{item.task}: {identity.source}{revision}, {identity.architecture}")
+        output.print(f"# {item.task}: {identity.source}{revision}, {identity.architecture}")
         state = "unchanged" if item.task_item.reusable else "build"
         path = item.task_item.layout.task_manifest(item.task)
-        output.print(f"  {state:9}  {shown(path)}", soft_wrap=True)
+        output.print(f"#   {state:9}  {shown(path)}", soft_wrap=True)
         for entry in item.items:
             state = "unchanged" if entry.reusable else "build"
-            output.print(f"  {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
+            output.print(f"#   {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
 
 
 def _print_downloads(selection: Selection, sources: list[Source]) -> None:
@@ -63,11 +66,11 @@ def _print_downloads(selection: Selection, sources: list[Source]) -> None:
     for source in sources:
         size = sum(source.missing.values()) / 1e6
         name = f"{source.name} at {source.revision}"
-        output.print(f"{source.task}: {name}, {size:,.0f} MB to download", soft_wrap=True)
-        output.print(f"  build      {shown(layout.task_manifest(source.task))}", soft_wrap=True)
+        output.print(f"# {source.task}: {name}, {size:,.0f} MB to download", soft_wrap=True)
+        output.print(f"#   build      {shown(layout.task_manifest(source.task))}", soft_wrap=True)
         for component in selection.task_components(source.task):
             path = layout.onnx(source.task, component).file(".onnx")
-            output.print(f"  build      {shown(path)}", soft_wrap=True)
+            output.print(f"#   build      {shown(path)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def find(task: Task, config: TaskConfig) -> Source:
         )
     if folder.suffix == ORIGINAL and folder.is_file():
         if (folder.parent / CONFIG).is_file():
-            check_architecture(task, read_json(folder.parent / CONFIG), folder.parent / CONFIG)
+            path = folder.parent / CONFIG
+            check_architecture(task, read_json(path), shown(path))
         return Source(task, config.checkpoint, folder.parent, (), (folder.name,))
     if not folder.is_dir():
         from export.hub import likely_id  # the hub client is slow to import
@@ -174,10 +175,11 @@ def _on_hub(task: Task, config: TaskConfig) -> Source:
 def _described(
     task: Task, name: str, folder: Path, names: Collection[str], remote: Remote | None = None
 ) -> Source:
-    check_architecture(task, read_json(folder / CONFIG), folder / CONFIG)
-    weights = weight_names(folder, names, name if remote else shown(folder))
+    where = name if remote else shown(folder)
+    check_architecture(task, read_json(folder / CONFIG), f"{where}/{CONFIG}")
+    weights = weight_names(folder, names, where)
     small = [CONFIG, *(name for name in PROCESSOR_FILES if name in names)]
-    check_processor_files(small, name if remote else shown(folder))
+    check_processor_files(small, where)
     return Source(
         task, remote.name if remote else name, folder, tuple(small), tuple(weights), remote
     )
@@ -201,7 +203,7 @@ def inspect(source: Source, store: Path) -> CheckpointFiles:
             checked_sha256(source.folder / name, expected[name])
     weights, tensors = _weights(source, expected, store)
     folder = source.folder if (source.folder / CONFIG).is_file() else weights
-    check_architecture(source.task, read_json(folder / CONFIG), folder / CONFIG)
+    check_architecture(source.task, read_json(folder / CONFIG), shown(folder / CONFIG))
     files = _files(source, folder, weights, tensors)
     return files if source.adapter is None else _merged(source, files, source.adapter, store)
 
@@ -267,7 +269,7 @@ def _weights(
     return source.folder, tensors
 
 
-def check_architecture(task: Task, settings: dict[str, Any], path: Path) -> None:
+def check_architecture(task: Task, settings: dict[str, Any], where: str) -> None:
     """Refuses a checkpoint made for something else.
 
     Raises:
@@ -276,17 +278,14 @@ def check_architecture(task: Task, settings: dict[str, Any], path: Path) -> None
     needed = ARCHITECTURES[task]
     found = settings.get("architectures")
     if not found and settings.get("model_type") == "blip":
-        raise InputError(
-            f'{shown(path)}: architectures is missing; add "architectures": ["{needed}"]'
-        )
+        raise InputError(f'{where}: architectures is missing; add "architectures": ["{needed}"]')
     found = found or [f"model_type {settings.get('model_type')}"]
     if found != [needed]:
         names = ", ".join(str(name) for name in found)
         other = [name for name, architecture in ARCHITECTURES.items() if architecture in found]
         cure = f"use it for tasks.{other[0]}" if other else "choose a BLIP checkpoint"
         raise InputError(
-            f"{shown(path)}: architectures: {names} cannot serve {task}, which needs {needed}; "
-            f"{cure}"
+            f"{where}: architectures: {names} cannot serve {task}, which needs {needed}; {cure}"
         )
 
 

@@ -15,11 +15,12 @@ from configs.schema import Component, PipelineConfig, Task
 from export.checkpoint import CheckpointFiles, Source, find, inspect
 from export.components import registry
 from export.task_manifest import TaskItem, build_task, check_previous, plan_task, restamp
-from pipeline.build import build_component, current, source_digest, tool_versions
+from pipeline.build import build_component, current, tool_versions
 from pipeline.checkpoint.files import IMAGE_FILES, TEXT_FILES
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
 from pipeline.manifest import Net, key_of
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     from export.processor import Processor
@@ -114,7 +115,11 @@ def _key_inputs(
         "weights": files.digest(weights),
         # Reference inputs are real: scenes through the checkpoint's own processor.
         "processor": {n: d for n, d in files.processor_sha256.items() if n in names},
-        "sources": {"export": source_digest("export"), "scenes": source_digest("pipeline/scenes")},
+        "sources": source_digest(
+            "export.pipeline",
+            without=("export.task_manifest",),
+            by_name=[f"export.components.{component}"],
+        ),
         "tools": versions,
     }
 

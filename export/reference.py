@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,14 @@ import numpy
 import torch
 from torch import nn
 
-from configs.errors import ConfigError, ParityError
-from configs.layout import CONFIGS_FOLDER
-from configs.load import read_yaml
+from configs.errors import ParityError
 from configs.schema import Component
+from configs.tolerances import load_tolerances
 from export.component import Case, ComponentModule
 from export.samples import Samples
 
 #: recorded cases of one component stay below this; all cases are checked
 MAXIMUM_RECORD_BYTES = 150_000_000
-
-
-@cache
-def tolerance() -> float:
-    """Largest allowed difference relative to the output's scale, from configs/tolerances.yaml."""
-    path = CONFIGS_FOLDER / "tolerances.yaml"
-    for row in read_yaml(path).get("components", []):
-        if row.get("applies", {}).get("gaps") == ["hf_vs_wrapper"]:
-            return float(row["max_relative_error"])
-    raise ConfigError(f"{path}: components: no row for gap hf_vs_wrapper; add it")
 
 
 @dataclass(frozen=True)
@@ -78,6 +66,14 @@ def check(
 def _compare(component: Component, case: Case, outputs: dict[str, torch.Tensor]) -> float:
     """The worst error relative to the model's own scale, over all outputs of a case."""
     worst = 0.0
+    allowed = load_tolerances().component(
+        gap="hf_vs_wrapper",
+        target="onnx",
+        precision="f32",
+        arithmetic="f32",
+        component=component,
+    )
+    limit = allowed.max_relative_error
     if not case.model:
         raise ParityError(f"{component}: {case.name}: nothing to compare with")
     for name, expected in case.model.items():
@@ -94,10 +90,10 @@ def _compare(component: Component, case: Case, outputs: dict[str, torch.Tensor])
         difference = float((actual - expected).abs().max())
         error = difference / scale if scale > 0 else difference
         # `not <=` so that a NaN fails too.
-        if not error <= tolerance():
+        if not error <= limit:
             raise ParityError(
                 f"{component}: {case.name}: {name} differs from the HuggingFace model by "
-                f"{error:.2e} relative to its scale, allowed is {tolerance():.0e}; nothing was "
+                f"{error:.2e} relative to its scale, allowed is {limit:.0e}; nothing was "
                 "written. Report this with the checkpoint's name"
             )
         worst = max(worst, error)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from configs.errors import InputError
 from configs.layout import Layout, Location
 from configs.schema import TASK_COMPONENTS, PipelineConfig
 from export.checkpoint import CheckpointFiles
-from pipeline.build import (
-    artifact_lock,
-    as_json,
-    files_match,
-    publish,
-    source_digest,
-    staging,
-    write_atomically,
-)
+from pipeline.atomic import artifact_lock, publish, staging, write_atomically
+from pipeline.build import files_match
 from pipeline.console import messages
 from pipeline.manifest import (
     Checkpoint,
     ComponentManifest,
+    StaticShapes,
     TaskManifest,
     file_record,
+    from_json,
     key_of,
+    manifest_text,
     read_manifest,
 )
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     from export.processor import Processor
@@ -61,12 +58,13 @@ def plan_task(
         {
             "pipeline": pipeline.name,
             "task": files.task,
-            "checkpoint": files.identity.model_dump(),
+            "components": TASK_COMPONENTS[files.task],
+            "checkpoint": asdict(files.identity),
             "config": files.config_sha256,
             "processor": files.processor_sha256,
             "question_start": config.question_start,
             "shapes": config.shapes.model_dump(),
-            "sources": source_digest("export"),
+            "sources": source_digest("export.task_manifest"),
             "tools": {name: versions[name] for name in ("transformers", "tokenizers")},
         }
     )
@@ -103,6 +101,7 @@ def build_task(
         written = write_processor(processor, temporary / _FOLDER)
         names = [str(file.relative_to(temporary)) for file in written]
         manifest = TaskManifest(
+            path=path,
             pipeline=pipeline.name,
             task=files.task,
             checkpoint=files.identity,
@@ -110,14 +109,14 @@ def build_task(
             text=text,
             image=image_settings(processor),
             dimensions=settings.dimensions(),
-            shapes=config.shapes,
+            shapes=from_json(StaticShapes, config.shapes.model_dump()),
             files={name: file_record(temporary / name) for name in names},
             key=item.key,
         )
         path.unlink(missing_ok=True)
         shutil.rmtree(folder / _FOLDER, ignore_errors=True)
         publish(temporary, folder, names, path)
-        write_atomically(path, as_json(manifest))
+        write_atomically(path, manifest_text(manifest))
 
 
 def check_previous(files: CheckpointFiles, layout: Layout, *, force: bool) -> None:
@@ -153,5 +152,5 @@ def restamp(location: Location, identity: Checkpoint) -> None:
     with artifact_lock(location.folder, location.stem):
         manifest = read_manifest(ComponentManifest, location.manifest)
         if manifest.checkpoint != identity:
-            updated: dict[str, Any] = {"checkpoint": identity}
-            write_atomically(location.manifest, as_json(manifest.model_copy(update=updated)))
+            updated = replace(manifest, checkpoint=identity)
+            write_atomically(location.manifest, manifest_text(updated))

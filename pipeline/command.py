@@ -63,6 +63,8 @@ class Selection:
     #: component filter; empty means all
     components: tuple[Component, ...]
     targets: tuple[tuple[TargetConfig, Precision], ...]
+    #: the pipeline file
+    file: Path
 
     def task_components(self, task: Task) -> tuple[Component, ...]:
         """Selected components of a task, in data-flow order."""
@@ -132,4 +134,5 @@ def select(
         tasks=tuple(tasks),  # type: ignore[arg-type]
         components=tuple(components) if component else (),  # type: ignore[arg-type]
         targets=tuple(pairs),
+        file=config,
     )

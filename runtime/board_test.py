@@ -212,7 +212,7 @@ def _bmrt_test(folder: Path, device: str) -> Dict[str, List[float]]:
 def _read(path: Path) -> Dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a board-test folder ({error}); copy it again") from None
     if not isinstance(data, dict) or data.get("kind") != "board_bundle":
         raise InputError(f"{path}: not made by make board-test; copy the whole folder")

@@ -91,7 +91,7 @@ def token_check(
                 for i, (a, b) in enumerate(answers)
             ],
         },
-        "tolerance": {"minimum_exact": minimum, "source": "pipeline.yaml: verify.tokens"},
+        "tolerance": {"min_agreement": minimum, "source": "pipeline.yaml: verify.gates"},
         "passed": rate >= minimum,
         "problems": [] if rate >= minimum else [f"{sum(same)} of {len(same)} generations equal"],
         "key": "k",

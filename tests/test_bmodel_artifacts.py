@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def manifest(chip: str, task: str, component: str) -> tuple[Path, ComponentManif
 
 def sizes(task: str) -> dict[str, int]:
     dimensions = read_manifest(TaskManifest, LAYOUT.task_manifest(task)).dimensions  # type: ignore[arg-type]
-    return dimensions.model_dump()
+    return asdict(dimensions)
 
 
 @pytest.mark.parametrize(("chip", "task", "component"), EVERY)

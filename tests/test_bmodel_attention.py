@@ -7,14 +7,14 @@ from pathlib import Path
 import onnx
 import pytest
 
+from compile.bmodel.build import check_fusions
+from compile.bmodel.plan import rewrites_of
 from compile.bmodel.rewrites import expand_attention_masks, separate_attention
-from compile.bmodel.steps import check_fusions, rewrites_of
 from compile.graphs.graph import externalise, load_graph, producers
 from compile.graphs.parity import PlainGraph, real_inputs
 from configs.errors import ConfigError, ToolError
 from configs.layout import Layout
 from configs.load import load_pipeline, load_target
-from pipeline.build import write_atomically
 from pipeline.command import select
 from pipeline.manifest import ComponentManifest, read_manifest
 from tests.compile_private import PrivatePipeline, private_pipeline
@@ -124,18 +124,14 @@ def test_cores_come_from_the_pipeline_file(decoder: PrivatePipeline) -> None:
         decoder.data["targets"][chip].pop("cores")
 
 
-def test_another_number_of_cores_replaces_an_artifact(decoder: PrivatePipeline) -> None:
-    from compile.pipeline import _discard_other_cores
-
-    source = ROOT / "models" / "artifacts" / "reference"
-    job = decoder.job("text_decoder", "bm1688", "f16")
-    location = job.location
-    location.folder.mkdir(parents=True)
-    manifest = next((source / "caption" / "BM1688").glob("*text_decoder*.manifest.json"))
-    write_atomically(location.manifest, manifest.read_text())
-    decoder.data["targets"]["bm1688"]["cores"] = 2
-    decoder.write()
-    _discard_other_cores(job)
-    assert location.manifest.is_file()
-    _discard_other_cores(decoder.job("text_decoder", "bm1688", "f16"))
-    assert not location.manifest.exists()
+def test_another_number_of_cores_replaces_an_artifact(
+    exported_artifacts: Path, tmp_path: Path
+) -> None:
+    pipeline = private_pipeline(exported_artifacts, tmp_path, "itm", "vision_projection")
+    for cores in (1, 2):
+        pipeline.data["targets"]["bm1688"]["cores"] = cores
+        pipeline.write()
+        result = pipeline.run("--component", "vision_projection", "--target", "bm1688")
+        assert result.returncode == 0, result.stderr
+        (manifest,) = pipeline.manifests()
+        assert ("_2core." in manifest) == (cores == 2)

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compile.bmodel import prepare as preparing
+from compile.bmodel.plan import Preparation
 from compile.bmodel.rewrites import Lookup, Rewritten, check_names, names
 from compile.bmodel.rewrites.host_embedding_lookup import rewrite as to_host
-from compile.bmodel.steps import Graph
 from compile.graphs.graph import externalise, input_specs, load_graph
 from compile.graphs.parity import with_lookups
 from compile.graphs.static_graph import fix_shapes, session
@@ -130,10 +130,11 @@ def test_ids_that_serve_elsewhere_stay_an_input(tmp_path: Path) -> None:
 def test_fixed_shapes_leave_no_shape_arithmetic(exported_artifacts: Path, tmp_path: Path) -> None:
     pipeline = private_pipeline(exported_artifacts, tmp_path, "caption", "text_decoder")
     source = pipeline.source("text_decoder")
-    graph = Graph(pipeline.job("text_decoder", "bm1684x"), source, ())
+    job = pipeline.job("text_decoder", "bm1684x")
+    wanted = Preparation.of(job.layout, source, ())
     folder = tmp_path / "prepared"
     folder.mkdir()
-    preparing.prepare(source, graph.nets, (), folder)
+    preparing.write_prepared(source, wanted.shapes, (), folder)
     record = preparing.read_prepared(folder)
     assert [net.name for net in record.nets] == ["first_pass", "step"]
     shapes = pipeline.shapes()
@@ -183,13 +184,14 @@ def test_a_rewrite_that_changes_results_is_refused(
 ) -> None:
     pipeline = private_pipeline(exported_artifacts, tmp_path, "itm", "text_encoder_unimodal")
     source = pipeline.source("text_encoder_unimodal")
-    graph = Graph(pipeline.job("text_encoder_unimodal", "bm1684"), source, ("wrong",))
+    job = pipeline.job("text_encoder_unimodal", "bm1684")
+    wanted = Preparation.of(job.layout, source, ("wrong",))
     module = SimpleNamespace(REASON="a test", rewrite=wrong_table)
     monkeypatch.setattr(preparing, "load", lambda _name: module)
     folder = tmp_path / "prepared"
     folder.mkdir()
     with pytest.raises(ParityError, match=r"wrong: text_features differs from the plain graph"):
-        preparing.prepare(source, graph.nets, graph.rewrites, folder)
+        preparing.write_prepared(source, wanted.shapes, wanted.rewrites, folder)
 
 
 def test_an_unknown_rewrite_is_a_configuration_error() -> None:

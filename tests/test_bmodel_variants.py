@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
+from compile.bmodel.build import check_buffers
 from compile.bmodel.info import parse_info
-from compile.bmodel.steps import check_buffers
-from compile.graphs.shapes import largest_first, net_of, net_shapes
 from configs.errors import ConfigError, ToolError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
 from pipeline.command import select
+from pipeline.net_shapes import largest_first, net_shapes
 from runtime.decoding.batching import row_groups, run_rows
 from runtime.files.manifests import read_component_manifest
 from runtime.files.nets import Net, TensorSpec
@@ -50,7 +50,6 @@ def test_each_net_varies_in_what_it_depends_on() -> None:
         *("first_pass", "first_pass_4t"),
         *("step", "step_3b", "step_8p", "step_8p_3b", "step_16p", "step_16p_3b"),
     ]
-    assert net_of("caption", "text_decoder", "first_pass_4t") == "first_pass"
 
 
 def test_the_first_stage_is_the_largest_in_every_axis() -> None:
@@ -135,7 +134,7 @@ def test_a_call_takes_what_it_fills() -> None:
 def net(name: str, batch: int, past: int, *variants: Net) -> Net:
     specs = (TensorSpec("past.0.key", "past.0.key", (batch, past, 4, 32), "float16"),)
     axes = {"batch": batch, "past_tokens": past}
-    return Net(name, "x.bmodel", "step", specs, (), axes=axes, variants=variants)
+    return Net(name, "x.bmodel", specs, (), axes, artifact_net="step", variants=variants)
 
 
 def test_the_smallest_stage_that_fits_is_chosen() -> None:
@@ -145,6 +144,10 @@ def test_the_smallest_stage_that_fits_is_chosen() -> None:
     assert step.smallest(batch=2, past_tokens=3).name == "both"
     assert step.smallest(batch=3, past_tokens=31).name == "step_3b"
     assert step.taking({"past.0.key": (3, 8, 4, 32)}).name == "both"
+    # Eight positions with a short cache are more work than four with a long one.
+    mixed = net("step", 1, 31, net("eight", 8, 2), net("four", 4, 31), net("short", 4, 8))
+    assert mixed.smallest(batch=3, past_tokens=1).name == "short"
+    assert mixed.smallest(batch=3, past_tokens=9).name == "four"
     # What fits none is the net's own, which refuses it in words.
     assert step.taking({"past.0.key": (2, 8, 4, 32)}).name == "step"
 
@@ -190,8 +193,8 @@ def test_two_stages_of_one_file_answer_as_one_by_one(
     (path,) = (pipeline.root / "caption" / "BM1684X").glob("*.manifest.json")
     manifest = read_component_manifest(path)
     (made,) = manifest.nets
-    assert [stage.name for stage in made.stages] == ["main", "main_3b"]
-    assert {stage.file for stage in made.stages} == {made.file}
+    assert [net.name for net in made.compiled_nets] == ["main", "main_3b"]
+    assert {net.file for net in made.compiled_nets} == {made.file}
     (spec,) = made.inputs
     rows = np.random.default_rng(0).normal(size=(4, *map(int, spec.shape[1:])))
     with SimulatedSession(manifest, SessionOptions(device="simulator")) as session:

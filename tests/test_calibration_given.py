@@ -114,7 +114,7 @@ def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
         examples_digest(CalibrationConfig(source=str(photos)), None)
     for name in ("a.png", "b.png", "d.jpg"):
         (photos / name).unlink()
-    assert "no images; put some there (.bmp, .jpeg" in message(photos)
+    assert "no images; put some there (.jpg, .jpeg" in message(photos)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])

@@ -18,7 +18,7 @@ from compile.pipeline import jobs, run
 from configs.errors import InputError, ToolError
 from pipeline.command import select
 from pipeline.tpu_tools import command_lines, process
-from pipeline.tpu_tools.process import VendorTools, telling_lines
+from pipeline.tpu_tools.process import MemoryBudget, VendorTools, telling_lines
 from tests.compile_private import PrivatePipeline, private_pipeline
 
 SMALLEST = "vision_projection"
@@ -56,12 +56,13 @@ def test_a_graph_that_is_no_onnx_is_refused(pipeline: PrivatePipeline, tmp_path:
     source.onnx.write_bytes(b"this is no graph")
     folder = tmp_path / "empty"
     folder.mkdir()
+    backend = OpenVinoBackend(MemoryBudget(1))
     with pytest.raises(InputError, match="make export"):
-        OpenVinoBackend().build(pipeline.job(SMALLEST, "openvino"), source, folder)
-    from compile.bmodel.prepare import prepare
+        backend.build(backend.plan(pipeline.job(SMALLEST, "openvino"), source), folder)
+    from compile.bmodel.prepare import write_prepared
 
     with pytest.raises(InputError, match="not a readable ONNX file"):
-        prepare(source, (), (), folder)
+        write_prepared(source, (), (), folder)
 
 
 @pytest.mark.parametrize("missing", ["component", "task"])

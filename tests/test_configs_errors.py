@@ -46,8 +46,20 @@ def changed(tmp_path: Path, dotted: str, value: object, *, remove: bool = False)
         ("tasks.caption.shapes.past_tokens", 8, r"past_tokens \(8\) must exceed text_tokens"),
         ("tasks.caption.shapes.batch", 4, r"tasks\.caption\.shapes\.batch"),
         ("tasks.dance", {}, r"tasks\.dance"),
-        ("verify.tokens.bm1684.minimum_exact", 1.5, r"verify\.tokens\.bm1684\.minimum_exact"),
-        ("verify.tokens.bm7", {"scenes": 1, "minimum_exact": 1}, r"verify\.tokens\.bm7: unknown"),
+        ("verify.tokens.bm1684.scenes", 0, r"verify\.tokens\.bm1684\.scenes"),
+        (
+            "verify.tokens.bm1684.minimum_exact",
+            1.0,
+            r"tokens\.bm1684: minimum_exact was removed; give min_agreement in verify\.gates",
+        ),
+        ("verify.tokens.bm7", {"scenes": 1}, r"verify\.tokens\.bm7: unknown"),
+        ("targets.openvino.cores", 2, r"targets\.openvino\.cores: 2 given.*no SOPHON chip"),
+        ("targets.bm1684.cores", 2, r"targets\.bm1684\.cores: 2 given, bm1684 has 1"),
+        (
+            "targets.openvino",
+            {"precisions": ["int4"], "components": {"int4": {"text_decoder": "int4"}}},
+            r"components\.int4\.text_decoder: int4 is a set of other precisions",
+        ),
         ("name", "Not A Folder", r"name: .*pattern"),
     ],
 )

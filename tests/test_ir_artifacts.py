@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import openvino
 import pytest
 
 from compile.graphs.parity import random_inputs
-from compile.graphs.shapes import net_shapes
 from compile.graphs.static_graph import session
 from compile.ir.backend import OpenVinoBackend
 from compile.ir.parity import ContractModel
@@ -19,6 +19,8 @@ from configs.layout import Layout
 from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.manifest import ComponentManifest, Net, TensorSpec, read_manifest
+from pipeline.net_shapes import net_shapes
+from pipeline.tpu_tools.process import MemoryBudget
 from runtime.files.manifests import read_task_manifest
 from tests.compile_private import private_pipeline
 
@@ -106,17 +108,16 @@ def test_a_wrong_rewrite_is_refused(
     def unscaled(model: openvino.Model, net: Net) -> Rewritten:
         found = original(model, net)
         specs = tuple(
-            spec.model_copy(update={"layout": spec.layout.model_copy(update={"scale": 1.0})})
-            if spec.layout
-            else spec
+            replace(spec, layout=replace(spec.layout, scale=1.0)) if spec.layout else spec
             for spec in found.net.inputs
         )
-        return Rewritten(found.sites, found.net.model_copy(update={"inputs": specs}))
+        return Rewritten(found.sites, replace(found.net, inputs=specs))
 
     monkeypatch.setattr(ready_cross_keys, "rewrite", unscaled)
     job, source = pipeline.job("text_decoder", "openvino", "f16"), pipeline.source("text_decoder")
+    backend = OpenVinoBackend(MemoryBudget(1))
     with pytest.raises(ParityError, match=r"rewrite ready_cross_keys.*differs"):
-        OpenVinoBackend().build(job, source, tmp_path)
+        backend.build(backend.plan(job, source), tmp_path)
 
 
 def test_self_attention_and_its_cache_are_one_kernel(openvino_artifacts: Path) -> None:

@@ -44,7 +44,7 @@ def test_decoders_get_weights_of_fewer_bits(pipeline: PrivatePipeline) -> None:
     eight = built(pipeline, "text_decoder", "int8")
     assert (eight.precision, eight.built_as) == ("int8", "w8f16")
     assert "nncf" in eight.tools
-    assert eight.key_inputs["calibration"] is None
+    assert eight.key_inputs["settings"]["calibration"] is None
     assert "u8" in kinds(pipeline, "text_decoder", "int8")
     four = built(pipeline, "text_decoder", "int4")
     assert (four.precision, four.built_as) == ("int4", "w4f16")
@@ -54,7 +54,7 @@ def test_decoders_get_weights_of_fewer_bits(pipeline: PrivatePipeline) -> None:
 def test_calibration_is_recorded_and_repeatable(pipeline: PrivatePipeline) -> None:
     first = built(pipeline, "vision_encoder", "int8")
     assert (first.precision, first.built_as) == ("int8", None)
-    recorded = first.key_inputs["calibration"]
+    recorded = first.key_inputs["settings"]["calibration"]
     assert recorded["source"] == "scenes"
     assert recorded["samples"] == 3
     assert "i8" in kinds(pipeline, "vision_encoder", "int8")
@@ -96,7 +96,7 @@ def test_a_folder_of_ones_own_calibrates(pipeline: PrivatePipeline, tmp_path: Pa
     pipeline.data["calibration"] = {"source": str(folder)}
     pipeline.write()
     manifest = built(pipeline, "vision_encoder", "int8")
-    assert manifest.key_inputs["calibration"]["source"] == str(folder)
+    assert manifest.key_inputs["settings"]["calibration"]["source"] == str(folder)
 
 
 def test_mode_int8_names_the_set(openvino_artifacts: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import openvino
 import pytest
 
-from compile.graphs.shapes import NetShape
-from compile.ir.static import LEAST_QUERY_TOKENS, fixed, static_model, static_shapes
+from compile.ir.plan import LEAST_QUERY_TOKENS, static_shapes
+from compile.ir.static import fixed, static_model
 from configs.errors import ToolError
-from pipeline.manifest import ComponentManifest, read_manifest
-from runtime.files.manifests import ComponentManifest as RuntimeManifest
+from pipeline.manifest import ComponentManifest, manifest_text, read_manifest
+from pipeline.net_shapes import NetShape
 from runtime.files.manifests import component_manifests, read_component_manifest, read_task_manifest
 from runtime.sessions.opening import open_session
 from runtime.sessions.openvino_session import shared_core
@@ -51,7 +52,7 @@ def test_one_query_token_is_refused(pipeline: PrivatePipeline) -> None:
         static_model(source, one)
 
 
-def one_token_net(pipeline: PrivatePipeline, folder: Path) -> RuntimeManifest:
+def one_token_net(pipeline: PrivatePipeline, folder: Path) -> ComponentManifest:
     """What must never be emitted: a step of fixed shapes for one token, with its manifest."""
     source, job = pipeline.source("text_decoder"), pipeline.job("text_decoder", STATIC)
     (first, step) = static_shapes(job, source)
@@ -60,16 +61,14 @@ def one_token_net(pipeline: PrivatePipeline, folder: Path) -> RuntimeManifest:
     for name, axes in (("first_pass", first.axes), ("step", {**step.axes, **one})):
         model, net = fixed(source.onnx, source.manifest.nets[0], axes, name)
         openvino.save_model(model, folder / f"text_decoder_{name}.xml", compress_to_fp16=True)
-        nets.append(net.model_copy(update={"file": f"text_decoder_{name}.xml"}))
-    manifest = source.manifest.model_copy(
-        update={"target": STATIC, "precision": "f16", "files": {}, "nets": tuple(nets)}
-    )
+        nets.append(replace(net, file=f"text_decoder_{name}.xml"))
+    manifest = replace(source.manifest, target=STATIC, precision="f16", files={}, nets=tuple(nets))
     path = folder / "text_decoder.manifest.json"
-    path.write_text(manifest.model_dump_json())
+    path.write_text(manifest_text(manifest))
     return read_component_manifest(path)
 
 
-def checked(manifest: RuntimeManifest, exported: Path, mode: str) -> Check:
+def checked(manifest: ComponentManifest, exported: Path, mode: str) -> Check:
     """The check that ``make verify`` does on a component, of this net."""
     folder = exported / "caption"
     graphs = Graphs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -13,8 +14,9 @@ import pytest
 
 from configs.errors import InputError, ToolError
 from configs.layout import Location
-from pipeline.build import build_component, write_atomically
-from pipeline.manifest import ComponentManifest, read_manifest
+from pipeline.atomic import write_atomically
+from pipeline.build import build_component, discard
+from pipeline.manifest import Checkpoint, ComponentManifest, Net, read_manifest
 
 FIELDS: dict[str, Any] = {
     "pipeline": "p",
@@ -24,12 +26,7 @@ FIELDS: dict[str, Any] = {
     "precision": "f32",
     "nets": (),
     "tools": {},
-    "checkpoint": {
-        "source": "s",
-        "revision": None,
-        "weights_sha256": "0",
-        "architecture": "BlipForConditionalGeneration",
-    },
+    "checkpoint": Checkpoint("s", None, "0", "BlipForConditionalGeneration"),
 }
 
 
@@ -137,11 +134,67 @@ def test_two_runs_at_once_build_once(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "network.onnx"])
+def test_only_files_of_the_artifact_are_deleted(location: Location, name: str) -> None:
+    build_component(location, {"a": 1}, produce)
+    victim = location.folder / name
+    if name.startswith("/"):
+        victim, name = location.folder.parent / "outside", f"{location.folder.parent}/outside"
+    (location.folder / "a").mkdir()
+    victim.write_text("precious")
+    data = json.loads(location.manifest.read_text())
+    data["files"][name] = data["files"]["net.onnx"]
+    location.manifest.write_text(json.dumps(data))
+    discard(location)
+    assert victim.read_text() == "precious"
+    assert not build_component(location, {"a": 1}, produce).reused
+    assert victim.read_text() == "precious"
+
+
+def test_an_artifact_is_discarded_with_all_files_of_its_own(location: Location) -> None:
+    def produce_nets(temporary: Path) -> dict[str, Any]:
+        for name in ("net.bin", "net_step.bmodel"):
+            (temporary / name).write_text("x")
+        return {**FIELDS, "nets": (Net("step", "net_step.bmodel", (), ()),)}
+
+    build_component(location, {"a": 1}, produce_nets)
+    discard(location)
+    assert names(location.folder) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("task", "captions", "task: 'captions' is unknown"),
+        ("includes", ["decoder"], "includes: 'decoder' is unknown"),
+        ("later", 1, "'later': this key is unknown"),
+        ("nets", [[]], r"nets\[0\]: \[\] is not an object"),
+        ("build", {"seconds": None}, "build.seconds: None is not of type float"),
+    ],
+)
+def test_what_the_pipeline_did_not_write_is_refused(
+    location: Location, key: str, value: object, message: str
+) -> None:
+    build_component(location, {"a": 1}, produce)
+    data = {**json.loads(location.manifest.read_text()), key: value}
+    location.manifest.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=message):
+        read_manifest(ComponentManifest, location.manifest)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"[]", b'{"schema_version": 1}'])
+def test_a_damaged_manifest_is_built_again(location: Location, content: bytes) -> None:
+    build_component(location, {"a": 1}, produce)
+    location.manifest.write_bytes(content)
+    assert not build_component(location, {"a": 1}, produce).reused
+    assert build_component(location, {"a": 1}, produce).reused
+
+
 def test_newer_schema_is_refused(location: Location) -> None:
     build_component(location, {"a": 1}, produce)
     text = location.manifest.read_text().replace('"schema_version": 1', '"schema_version": 2')
     location.manifest.write_text(text)
-    with pytest.raises(InputError, match=r"schema_version 2 is not 1"):
+    with pytest.raises(InputError, match="schema_version 2 is newer than this version reads"):
         read_manifest(ComponentManifest, location.manifest)
 
 

@@ -149,7 +149,10 @@ def test_info_says_what_fits_the_board(
     )
     for path in (folder / "onnx").glob("*.manifest.json"):
         manifest = json.loads(path.read_text())
-        manifest.update(target="bm1688", device_memory_bytes=2000 << 20)
+        layout = {"npu": 6328, "vpu": 0, "vpp": 512}
+        manifest.update(device_memory_bytes=2000 << 20, memory_layout_mib=layout)
+        # A chip is whatever a manifest names.
+        manifest.update(target="bm1700")
         path.write_text(json.dumps(manifest))
     for heap, expected in (
         (None, "fits the vendor's layout for BLIP: 6328 MiB"),

@@ -72,7 +72,7 @@ def test_nothing_there(tmp_path: Path, name: str):
 def test_a_table_groups_rows_of_one_image(tmp_path: Path):
     table = tmp_path / "asked.csv"
     table.write_text(
-        '\ufeffimage,question\na.png,"how many, all in all?"\na.png,what?\nb.png,why?\n'
+        '\ufeffImage, QUESTION\na.png,"how many, all in all?"\na.png,what?\nb.png,why?\n'
     )
     items = work_items([], table, "question")
     assert [item.image.name for item in items] == ["a.png", "b.png"]
@@ -83,13 +83,17 @@ def test_a_table_groups_rows_of_one_image(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,text\na.png,x\n", ":1: no column 'question'"),
-        ("image,question\na.png,x\n,y\n", ":3: column 'image' is empty"),
-        ("image,question\na.png\n", ":2: column 'question' is empty"),
-        ("image,question\na.png,x\nb.png,red, or blue?\n", ":3: more fields than the header's 2"),
-        ('image,question\na.png,"x\nb.png,y\n', "cannot be read"),
-        ("image,question\n", "no rows"),
-        ("", ":1: no column 'image'"),
+        ("image,text\na.png,x\n", "line 1: no column 'question'"),
+        ("image,question\na.png,x\n,y\n", "line 3: column 'image' is empty"),
+        ("image,question\na.png\n", "line 2: 1 fields, the first line has 2"),
+        (
+            "image,question\na.png,x\nb.png,red, or blue?\n",
+            "line 3: 3 fields, the first line has 2; put quotes",
+        ),
+        ('image,question\na.png,"x\nb.png,y\n', "line 3: unexpected end of data; check its quotes"),
+        ("image,question\n", "is empty; write lines below"),
+        ("", "is empty; give it columns image,question"),
+        ("image;question\na.png;x\n", "line 1: fields are separated by semicolons; save it with"),
     ],
 )
 def test_bad_tables(tmp_path: Path, content: str, message: str):

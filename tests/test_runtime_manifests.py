@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,14 @@ import numpy as np
 import pytest
 
 from runtime.errors import ArtifactError, BackendError, InputError
-from runtime.files.manifests import read_component_manifest, read_task_manifest
+from runtime.files.manifests import (
+    TASK_MANIFEST,
+    ComponentManifest,
+    TaskManifest,
+    manifest_text,
+    read_component_manifest,
+    read_manifest,
+)
 from runtime.files.number_formats import narrowed, widened
 from runtime.sessions.opening import open_session
 from runtime.sessions.session import SessionOptions
@@ -44,33 +52,37 @@ def refused(action: Callable[[], object], message: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_the_runtimes_reader_and_the_pipelines_agree(exported_artifacts: Path):
-    from pipeline.manifest import ComponentManifest, TaskManifest, read_manifest
-
-    for path in exported_artifacts.glob("*/manifest.json"):
-        ours, theirs = read_task_manifest(path), read_manifest(TaskManifest, path)
-        assert ours.text.__dict__ == theirs.text.model_dump()
-        assert ours.image.__dict__ == theirs.image.model_dump()
-        assert ours.dimensions.__dict__ == theirs.dimensions.model_dump()
-    for path in exported_artifacts.glob("*/*/**/*.manifest.json"):
-        ours, theirs = read_component_manifest(path), read_manifest(ComponentManifest, path)
-        assert [net.name for net in ours.nets] == [net.name for net in theirs.nets]
-        assert [s.name for s in ours.nets[0].inputs] == [s.name for s in theirs.nets[0].inputs]
-        assert {name: r.sha256 for name, r in ours.files.items()} == {
-            name: r.sha256 for name, r in theirs.files.items()
-        }
+def test_a_manifest_is_read_and_written_with_the_same_keys(exported_artifacts: Path):
+    found = 0
+    for path in exported_artifacts.glob("*/**/*manifest.json"):
+        kind = TaskManifest if path.name == TASK_MANIFEST else ComponentManifest
+        text = manifest_text(read_manifest(kind, path, unknown=False))
+        assert json.loads(text) == json.loads(path.read_text())
+        found += 1
+    assert found > 10
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=2), "newer than this runtime"),
+        (lambda m: m.update(schema_version=2), "newer than this version"),
         (lambda m: m.update(schema_version="1"), "not a task manifest"),
         (lambda m: m.update(kind="component"), "not a task manifest"),
-        (lambda m: m.pop("text"), "'text' is missing"),
+        (lambda m: m.pop("text"), "text: this key is missing"),
         (lambda m: m["text"].pop("end_token_id"), "end_token_id"),
         (lambda m: m.update(image=3), "damaged manifest"),
-        (lambda m: m["files"].update({"../x": m["files"].popitem()[1]}), "leaves"),
+        (lambda m: m["files"].update({"../x": m["files"].popitem()[1]}), "files: '../x' leaves"),
+        (
+            lambda m: m["text"].update(end_token_id=True),
+            "end_token_id: True is not of type int",
+        ),
+        (
+            lambda m: m["text"].update(question_start="x"),
+            "'x' is not one of cls, enc",
+        ),
+        (lambda m: m["image"].update(mean=[0.5]), r"image.mean: \[0.5\] is not 3 values"),
+        (lambda m: m["image"].update(std=[0.5, 0.5, math.inf]), "Infinity is not a number"),
+        (lambda m: m["dimensions"].update(layers="\n2"), r"layers: '\\n2' is not of type int"),
     ],
 )
 def test_damaged_task_manifests(folder: Path, edit: Change, message: str):
@@ -79,7 +91,7 @@ def test_damaged_task_manifests(folder: Path, edit: Change, message: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "\\\\s\\x", ""]
+    "name", ["../../x", "/etc/passwd", "a/../../b", "C:\\x", "\\\\s\\x", "", "a\0", "\ud800"]
 )
 def test_files_outside_the_folder_are_refused(folder: Path, name: str):
     path = folder / "onnx" / "vision_encoder.manifest.json"

@@ -10,12 +10,20 @@ import pytest
 import yaml
 
 from configs.errors import ConfigError
-from configs.load import load_pipeline
+from configs.load import load_pipeline, load_target
 from configs.schema import QualityGate, Task
+from configs.tolerances import Gate
 from pipeline.command import select
 from verify.answers.cases import Case, generation_cases
-from verify.answers.quality import NamedGate, match_quality, text_quality, with_quality
-from verify.artifacts import find_artifacts
+from verify.answers.quality import (
+    NamedGate,
+    asked_agreement,
+    match_quality,
+    text_quality,
+    usual_agreement,
+    with_quality,
+)
+from verify.artifacts import TargetArtifacts, find_artifacts
 from verify.plan import make_plan
 from verify.results import Check, Subject
 
@@ -134,3 +142,42 @@ def test_verify_plans_the_gate_of_each_target(exported_artifacts: Path, tmp_path
     # A check that passed under another gate is judged again.
     assert planned(loose)[1] != key
     assert planned({"bm1688.f32": {"min_agreement": 0.9}})[0] is None
+
+
+@pytest.mark.parametrize(
+    ("gates", "mode", "expected"),
+    [
+        # What a user writes is never lowered, also where the table has less for that arithmetic.
+        ({"f16": {"min_agreement": 1.0}}, "fast", (1.0, "verify.gates.vqa.f16")),
+        (
+            {"f16": {"min_agreement": 1.0}, "openvino.f16.fast": {"min_agreement": 0.5}},
+            "fast",
+            (0.5, "verify.gates.vqa.openvino.f16.fast"),
+        ),
+        (
+            {"f16": {"min_agreement": 1.0}, "openvino.f16.fast": {"min_agreement": 0.5}},
+            "exact",
+            (1.0, "verify.gates.vqa.f16"),
+        ),
+        # A more specific gate that says nothing of agreement leaves that to the next.
+        (
+            {"f16": {"min_agreement": 0.9}, "openvino.f16": {"max_drop": {"exact_match": 0.1}}},
+            "exact",
+            (0.9, "verify.gates.vqa.f16"),
+        ),
+    ],
+)
+def test_the_most_specific_share_of_equal_answers_is_asked_for(
+    tmp_path: Path, gates: dict[str, Any], mode: str, expected: tuple[float, str]
+) -> None:
+    pipeline = load_pipeline(with_gates(tmp_path, {"vqa": gates}))
+    artifacts = TargetArtifacts(load_target("openvino"), "f16", {})
+    found = asked_agreement(pipeline, "vqa", artifacts, mode, "file")
+    assert found == Gate(expected[0], f"file: {expected[1]}")
+    assert asked_agreement(pipeline, "itm", artifacts, mode, "file") is None
+
+
+def test_answers_have_a_gate_where_a_pipeline_file_says_nothing() -> None:
+    chip = TargetArtifacts(load_target("bm1684"), "f32", {})
+    found = usual_agreement(chip, "")
+    assert found == Gate(1.0, "configs/tolerances.yaml: answers.float32")

@@ -58,4 +58,4 @@ def test_weights_that_huggingface_leaves_out_or_makes_up(
 def test_other_weights_than_those_exported(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", "caption")
     with pytest.raises(InputError, match="not the weights that caption was exported from"):
-        check_checkpoint(layout_of(tmp_path, folder), manifest("0" * 64))
+        check_checkpoint(layout_of(tmp_path, folder), "caption", manifest("0" * 64))

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def opened(config: DataSetConfig, task: Task, *, prompt: str = "", items: int = 1000) -> Asked:
-    pipeline = load_pipeline(ROOT / "configs" / "reference.yaml")
-    selection = Selection(pipeline, (task,), (), ())
+    file = ROOT / "configs" / "reference.yaml"
+    selection = Selection(load_pipeline(file), (task,), (), (), file)
     evaluate = EvaluateConfig(data_sets=(config,), prompt=prompt, items=items)
     (asked,) = open_data_sets(selection, evaluate, tasks_named=True)
     return asked

@@ -9,11 +9,12 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from configs.tolerances import load_tolerances
 from pipeline.command import select
 from tests.faults.planted_faults import Fault, private_copy
 from verify.artifacts import find_artifacts
 from verify.layers.checks import exported_graph
-from verify.layers.integer_ir import MOST_STEPS, coarseness, folded, read_integer_ir
+from verify.layers.integer_ir import coarseness, folded, read_integer_ir
 
 
 def test_integers_fold_to_their_values_and_steps() -> None:
@@ -59,7 +60,7 @@ def test_clean_weights_lie_within_half_a_step(openvino_artifacts: Path, tmp_path
         found = read_integer_ir(target.components[component], graph)
         assert found.faults == []
         assert found.steps
-        assert 0.4 < max(found.steps.values()) <= MOST_STEPS
+        assert 0.4 < max(found.steps.values()) <= load_tolerances().limit("integer_weight_steps")
     assert (
         len(
             read_integer_ir(

@@ -14,7 +14,7 @@ from configs.errors import InputError
 from configs.load import load_pipeline
 from tests.conftest import run_stage
 from tests.page_support import HOSTILE, Pipeline, component_check, token_check, write_json
-from verify.page.checks import rows, tightest
+from verify.page.checks import figures, rows, tightest
 from verify.page.figures import LogAxis, exponent, file_size, times
 from verify.page.page import Written, write_report
 
@@ -400,3 +400,16 @@ def test_host_and_layers_have_their_own_table(tmp_path: Path) -> None:
     assert "settings: end_token_id: 3 instead of 2" in text
     assert "error of the worst layer by itself 2.0e-6 at most 5.0e-6 passed" in text
     assert "differences from the checkpoint 1 0 failed" in text
+
+
+@pytest.mark.parametrize(("error", "used"), [(0.2, None), (0.6, 2.0)])
+def test_a_bound_that_finds_no_fault_does_not_look_like_a_check(
+    error: float, used: float | None
+) -> None:
+    check = component_check("itm", "vision_encoder", "bm1688", "w4f16", error, 0.3)
+    check["metrics"]["cosine"] = 1.0
+    check["tolerance"]["decided_by"] = "answers"
+    (row,) = rows([check])
+    assert (row.allowed, row.bound) == ("answers decide", None)
+    assert figures(row)[0][2] == "at most 3.0e-1; answers decide"
+    assert row.used == (None if used is None else pytest.approx(used))

@@ -23,7 +23,7 @@ ANSWERS = {"exact_match_rate": 0.995, "quality": QUALITY}
 def check(kind: str, **more: Any) -> dict[str, Any]:
     """A record of verify.json about one chip's captions."""
     of = {"target": "bm1684x", "precision": "int8", "task": "caption", "samples": 200}
-    return {**of, "kind": kind, "stage": "onnxruntime_vs_target", "passed": True, **more}
+    return {**of, "kind": kind, "gap": "onnxruntime_vs_target", "passed": True, **more}
 
 
 def component(error: float, **more: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def component(error: float, **more: Any) -> dict[str, Any]:
 CHECKS = [
     component(0.01),
     component(0.063),
-    component(0.9, stage="checkpoint_vs_onnx"),
+    component(0.9, gap="checkpoint_vs_onnx"),
     component(0.9, precision="f16"),
     check("tokens", metrics=ANSWERS),
     check("tokens", task="vqa", metrics={**ANSWERS, "exact_match_rate": 1.0}),

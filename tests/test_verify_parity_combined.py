@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_stale_net_in_it_is_named(pipeline: Path) -> None:
     with pytest.raises(InputError, match="is not the file that"):
         problems(pipeline)
     record = json.loads(description.read_text())
-    record["files"] = {model.name: file_record(model).model_dump()}
+    record["files"] = {model.name: asdict(file_record(model))}
     description.write_text(json.dumps(record))
     (problem,) = problems(pipeline)
     assert problem.startswith("vision_projection: 1 of ")

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from configs.errors import ConfigError
-from configs.tolerances import TOLERANCES_FILE, Gate, Tolerance, load_tolerances, source
+from configs.load import load_target, target_names
+from configs.precisions import PRECISIONS, Arithmetic
+from configs.schema import Component
+from configs.tolerances import (
+    TOLERANCES_FILE,
+    Applies,
+    Tolerance,
+    Tolerances,
+    load_tolerances,
+    source,
+)
 from verify.parity.compare import compare, cosine, faults, needed, same_for_every_case, summary
 
 TIGHT = Tolerance(
@@ -166,7 +180,7 @@ def test_gap_one_is_held_to_the_required_bound() -> None:
         ("openvino", "f16", "f32", "openvino_f32_f16_weights"),
         ("openvino", "f32", "f32", "openvino_f32"),
         ("bm1684", "f32", "f32", "chip_f32"),
-        ("bm1688", "f32", "f32", "chip_f32_same_functions"),
+        ("bm1688", "f32", "f32", "chip_f32_exact"),
         ("bm1684x", "f16", "f16", "chip_f16"),
         ("bm1684x", "w8f16", "f16", "chip_w8"),
         ("bm1688", "w4bf16", "bf16", "chip_w4"),
@@ -192,16 +206,54 @@ def test_rougher_arithmetic_never_gets_a_tighter_bound() -> None:
     assert rows["chip_f16"].max_relative_error < rows["chip_bf16"].max_relative_error
 
 
-def test_gate_is_lowered_only_for_the_device_default() -> None:
-    asked = Gate(0.995, "pipeline.yaml: verify.tokens.openvino")
+def test_a_gate_that_a_pipeline_file_leaves_out_goes_by_arithmetic() -> None:
     table = load_tolerances()
-    exact = table.gate(asked, target="openvino", precision="f16", arithmetic="f32")
-    default = table.gate(asked, target="openvino", precision="f16", arithmetic="bf16")
-    chip = table.gate(asked, target="bm1688", precision="f16", arithmetic="f16")
-    assert exact == asked
-    assert chip == asked
-    assert default.minimum_exact < asked.minimum_exact
-    assert "answers." in default.source
+    found = [
+        table.gate(target=target, precision=precision, arithmetic=arithmetic)  # type: ignore[arg-type]
+        for target, precision, arithmetic in (
+            ("onnx", "f32", "f32"),
+            ("openvino", "f16", "f32"),
+            ("openvino", "f16", "bf16"),
+            ("bm1688", "w4bf16", "bf16"),
+        )
+    ]
+    assert [gate.min_agreement for gate in found] == [1.0, 0.995, 0.99, 0.99]
+    assert all("answers." in gate.source for gate in found)
+
+
+def test_every_case_of_every_target_has_one_row_whatever_the_order(tmp_path: Path) -> None:
+    data = yaml.safe_load(TOLERANCES_FILE.read_text())
+    turned = tmp_path / "tolerances.yaml"
+    turned.write_text(yaml.safe_dump({key: rows[::-1] for key, rows in data.items()}))
+    assert names(load_tolerances(turned)) == names(load_tolerances())
+
+
+def names(table: Tolerances) -> list[str]:
+    """The row of every component, score, answer and layer that a target may be asked for."""
+    found: list[str] = []
+    for name in target_names():
+        target = load_target(name)
+        for precision in target.precisions:
+            arithmetics: tuple[Arithmetic, ...] = ("f32", "f16", "bf16")
+            if target.backend == "sophon":
+                arithmetics = (PRECISIONS[precision].arithmetic,)
+            for computed in arithmetics:
+                place: Any = {"target": name, "precision": precision, "arithmetic": computed}
+                found += [table.score(**place).name, table.gate(**place).source]
+                for part in get_args(Component):
+                    if PRECISIONS[precision].built_by(target.backend):
+                        of: Any = {**place, "component": part}
+                        found.append(table.component(gap="onnxruntime_vs_target", **of).name)
+                        found.append(table.layer(gap="target_layers", **of).name)
+    assert len(found) > 300
+    return found
+
+
+def test_no_row_names_a_target() -> None:
+    text = TOLERANCES_FILE.read_text()
+    assert not [name for name in target_names() if re.search(rf"\[[^]]*\b{name}_", text)]
+    with pytest.raises(ValidationError):
+        Applies.model_validate({"targets": ["bm1688"]})
 
 
 @pytest.mark.parametrize(
@@ -210,6 +262,11 @@ def test_gate_is_lowered_only_for_the_device_default() -> None:
         ("max_relative_error: 1.0e-4", "max_relative_error: -1"),
         ("name: onnxruntime", "name: wrapper"),
         ("arithmetic: [bf16]}", "arithmetics: [bf16]}"),
+        # Two rows of three keys that both apply.
+        ("weights: [f16], arithmetic: [f16]}", "arithmetic: [f16], float32: [exact]}"),
+        # A wide bound that does not say what decides.
+        ("    decided_by: answers\n", ""),
+        ("  - name: batch_scores", "  - name: batch_score"),
         ("reason: float32 end to end; chips take exp and erf from tables", "reason: ''"),
     ],
 )
@@ -218,5 +275,5 @@ def test_a_broken_table_is_refused_with_its_place(tmp_path: Path, text: str, exp
     assert text in original
     path = tmp_path / "tolerances.yaml"
     path.write_text(original.replace(text, expected, 1))
-    with pytest.raises(ConfigError, match=r"tolerances\.yaml: (components|scores)"):
+    with pytest.raises(ConfigError, match=r"tolerances\.yaml: .*(components|scores|limits)"):
         load_tolerances(path)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from configs.errors import ToolError
-from runtime.files.manifests import ComponentManifest, FileRecord, Net, TensorSpec
+from runtime.files.manifests import (
+    Build,
+    Checkpoint,
+    ComponentManifest,
+    FileRecord,
+    Net,
+    TensorSpec,
+)
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
 from verify.pipeline import Verification, failure
 from verify.results import Check, Store, Subject, passed, write_verdict
@@ -159,9 +166,13 @@ def doubling(sha256: str = "0" * 64) -> Doubling:
         component="vision_encoder",
         target="bm1688",
         precision="f16",
-        nets=(Net("main", "x", None, (value,), (replace(value, name="y"),)),),
+        nets=(Net("main", "x", (value,), (replace(value, name="y"),)),),
         files={"missing.bmodel": FileRecord(sha256, 1)},
         key="",
+        key_inputs={},
+        tools={},
+        checkpoint=Checkpoint("", None, "", ""),
+        build=Build(0.0),
     )
     session = Doubling(manifest, SessionOptions(verify_digest=False))
     session._loaded = True

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import runtime.errors as runtime_errors
-from configs.errors import BlipEdgeError, InputError, ToolError
+from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
-from configs.schema import TASK_COMPONENTS, Component, Precision, TargetConfig, Task
+from configs.precisions import PRECISIONS, Arithmetic, Precision
+from configs.schema import (
+    TASK_COMPONENTS,
+    Component,
+    OpenVinoTarget,
+    PipelineConfig,
+    TargetConfig,
+    Task,
+)
 from pipeline.command import Selection
 from pipeline.manifest import TaskManifest, key_of, read_manifest
+from pipeline.runtime_errors import runtime_failures as runtime_failures
+from pipeline.settings import artifact_settings, differences
 from runtime.files.manifests import ComponentManifest, component_manifests
+from verify.parity.lineage import recorded_inputs
 
 ONNX = "onnx"
-
-
-@contextmanager
-def runtime_failures() -> Iterator[None]:
-    """Turns the runtime's errors into the pipeline's, with the same text and exit code."""
-    try:
-        yield
-    except runtime_errors.BlipEdgeError as error:
-        kind: type[BlipEdgeError] = InputError if error.exit_code == 2 else ToolError
-        raise kind(str(error)) from error
+_COSTS = ("estimate", "fusions", "work", "variants")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class TargetArtifacts:
     target: TargetConfig | None
     precision: Precision
     components: dict[Component, ComponentManifest]
+    #: the pipeline file that names them
+    file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -53,10 +56,20 @@ class TargetArtifacts:
         built_as: Precision | None = self.components[component].built_as  # type: ignore[assignment]
         return built_as or self.precision
 
+    def rebuild(self, task: Task) -> str:
+        """The make command that builds them anew."""
+        return build_command(task, self.target, self.precision, self.file)
+
     @property
     def simulated(self) -> bool:
         """Whether this machine can only run them on the vendor's simulator."""
         return self.target is not None and self.target.backend == "sophon"
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether nets take no other lengths than they were compiled for."""
+        target = self.target
+        return self.simulated or (isinstance(target, OpenVinoTarget) and target.static_shapes)
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
     component's real inputs are the others' outputs.
 
     Raises:
-        InputError: an artifact is missing, damaged, or made from other weights than its ONNX.
+        InputError: an artifact is missing, damaged, made from other weights than its ONNX, or
+            compiled for other settings than those of the pipeline file.
     """
     layout = Layout(selection.pipeline)
     found = []
@@ -90,23 +104,49 @@ def find_artifacts(selection: Selection) -> list[TaskArtifacts]:
         folder = layout.task(task)
         with runtime_failures():
             every = list(component_manifests(folder))
-        onnx = _collect(every, task, None, "f32", folder_name=shown(folder))
+        onnx = _collect(every, task, None, "f32", folder, selection.file)
         targets = tuple(
-            _collect(every, task, target, precision, folder_name=shown(folder))
+            _collect(every, task, target, precision, folder, selection.file)
             for target, precision in selection.targets
         )
         for artifacts in (onnx, *targets):
             _check(artifacts, onnx)
+            if artifacts.target is not None:
+                _check_settings(selection.pipeline, manifest, artifacts, artifacts.target)
         found.append(TaskArtifacts(task, manifest, onnx, targets))
     return found
 
 
-def build_command(task: Task, target: TargetConfig | None, precision: Precision) -> str:
-    """The make command that builds an artifact."""
+def arithmetic(
+    artifacts: TargetArtifacts, mode: str, component: Component | None = None
+) -> Arithmetic:
+    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says.
+
+    A set of several precisions is judged by its name; a component by what it was built as.
+    """
+    if artifacts.simulated:
+        stored = artifacts.stored(component) if component else artifacts.precision
+        return PRECISIONS[stored].arithmetic
+    if mode != "fast":
+        return "f32"
+    from runtime.sessions.openvino_session import shared_core
+
+    hint = str(shared_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    known: dict[str, Arithmetic] = {"f16": "f16", "bf16": "bf16"}
+    return known.get(hint, "f32")
+
+
+def build_command(
+    task: Task, target: TargetConfig | None, precision: Precision, file: Path | None
+) -> str:
+    """The make command that builds an artifact of a pipeline file."""
+    config = f" CONFIG={shown(file)}" if file else ""
     if target is None:
-        return f"make export TASK={task}"
-    goal = "ir" if target.backend == "openvino" else f"bmodel TARGET={target.name}"
-    return f"make {goal} TASK={task} PRECISION={precision}"
+        return f"make export TASK={task}{config}"
+    goal = "ir" if target.backend == "openvino" else "bmodel"
+    # `make ir` alone means this one.
+    chosen = "" if target.name == "openvino" else f" TARGET={target.name}"
+    return f"make {goal}{chosen} TASK={task} PRECISION={precision}{config}"
 
 
 def _collect(
@@ -114,8 +154,8 @@ def _collect(
     task: Task,
     target: TargetConfig | None,
     precision: Precision,
-    *,
-    folder_name: str,
+    folder: Path,
+    file: Path,
 ) -> TargetArtifacts:
     name = target.name if target else ONNX
     components: dict[Component, ComponentManifest] = {}
@@ -128,35 +168,53 @@ def _collect(
         ]
         if not matching:
             raise InputError(
-                f"{folder_name}: no {component} for {name} {precision}; "
-                f"run: {build_command(task, target, precision)}"
+                f"{shown(folder)}: no {component} for {name} {precision}; "
+                f"run: {build_command(task, target, precision, file)}"
             )
         if len(matching) > 1:
             paths = ", ".join(shown(m.path) for m in matching)
             raise InputError(
-                f"{folder_name}: several {component} for {name} {precision} ({paths}); "
+                f"{shown(folder)}: several {component} for {name} {precision} ({paths}); "
                 "delete the stale one"
             )
         components[component] = matching[0]
-    return TargetArtifacts(target, precision, components)
+    return TargetArtifacts(target, precision, components, file)
 
 
 def _check(artifacts: TargetArtifacts, onnx: TargetArtifacts) -> None:
     for component, manifest in artifacts.components.items():
-        rebuild = build_command(_task(manifest), artifacts.target, artifacts.precision)
+        rebuild = artifacts.rebuild(_task(manifest))
+        weights = onnx.components[component].checkpoint.weights_sha256
         try:
             manifest.check_files()
         except runtime_errors.ArtifactError as error:
             reason = str(error).split(";")[0]
             raise InputError(f"{reason}; run: {rebuild} FORCE=1") from None
-        if manifest.weights_sha256 != onnx.components[component].weights_sha256:
+        if manifest.checkpoint.weights_sha256 != weights:
             raise InputError(
                 f"{shown(manifest.path)}: made from other weights than the exported {component}; "
                 f"run: {rebuild}"
             )
 
 
-def _task(manifest: ComponentManifest) -> Task:
+def _check_settings(
+    pipeline: PipelineConfig, task: TaskManifest, artifacts: TargetArtifacts, target: TargetConfig
+) -> None:
+    for component, manifest in artifacts.components.items():
+        if manifest.component != component:
+            continue  # a part of another one
+        recorded = recorded_inputs(manifest).get("settings")
+        names = (component, target, artifacts.precision)
+        wanted = artifact_settings(pipeline, _task(task), *names, task.dimensions.image_tokens)
+        found = list(differences(recorded or {}, wanted))
+        if found:
+            reason = f"settings.{found[0]}" if recorded else "no settings are recorded"
+            raise InputError(
+                f"{shown(manifest.path)}: stale: {reason}; run: {artifacts.rebuild(_task(task))}"
+            )
+
+
+def _task(manifest: ComponentManifest | TaskManifest) -> Task:
     for task in TASK_COMPONENTS:
         if task == manifest.task:
             return task
@@ -170,8 +228,10 @@ def digest(manifest: ComponentManifest) -> dict[str, str]:
 
 def identity(manifest: ComponentManifest) -> dict[str, Any]:
     """What decides an artifact's answers: its files, and how the manifest maps tensors to them."""
-    nets = [asdict(replace(net, latency_ms=None)) for net in manifest.nets]
-    return {"files": digest(manifest), "nets": nets}
+    shapes = [asdict(net) for net in manifest.compiled_nets]
+    # What a net costs changes no answer.
+    decides = [{k: v for k, v in net.items() if k not in _COSTS} for net in shapes]
+    return {"files": digest(manifest), "nets": decides}
 
 
 def identity_digest(manifest: ComponentManifest) -> str:

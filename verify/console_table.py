@@ -24,6 +24,9 @@ _COMPARED_WITH = {
     "tokens": "checkpoint",
 }
 
+#: Short enough for 80 columns.
+_DECIDED_BY = {"answers": "answers", "integers": "ints"}
+
 
 def print_table(checks: Sequence[Check]) -> None:
     """One row per check, by task, then component; the reasons of failures stand below."""
@@ -76,16 +79,22 @@ def _figures(check: Check) -> tuple[str, str, str]:
         cosine = metrics.get("cosine")
         return (
             _exponent(metrics.get("relative_error")),
-            _exponent(tolerance.get("max_relative_error")),
+            _allowed(tolerance, "max_relative_error"),
             "-" if cosine is None else _exponent(max(0.0, 1.0 - cosine)),
         )
     if check.subject.kind == "layers":
-        limit = tolerance.get("max_introduced_error")
-        return _exponent(metrics.get("introduced_error")), _exponent(limit), ""
+        allowed = _allowed(tolerance, "max_introduced_error")
+        return _exponent(metrics.get("introduced_error")), allowed, ""
     if check.subject.kind in ("host", "file"):
         return "", "", ""
     exact = metrics.get("exact_match_rate", metrics.get("decision_match_rate"))
-    return _percent(exact), _percent(tolerance.get("minimum_exact")), ""
+    return _percent(exact), _percent(tolerance.get("min_agreement")), ""
+
+
+def _allowed(tolerance: dict[str, Any], name: str) -> str:
+    """A bound, or what decides where the bound is too wide for that."""
+    decided_by = tolerance.get("decided_by")
+    return _DECIDED_BY[decided_by] if decided_by else _exponent(tolerance.get(name))
 
 
 def _exponent(value: Any) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from configs.layout import REPOSITORY_ROOT, Layout
 from configs.schema import Component, PipelineConfig, Precision, Task
-from pipeline.manifest import file_sha256, key_of
+from pipeline.manifest import key_of
+from pipeline.sources import source_digest
 from runtime.files.manifests import ComponentManifest, component_manifests, read_task_manifest
 from runtime.sessions.devices import SIMULATOR
 from runtime.sessions.opening import open_session
@@ -30,8 +30,6 @@ from verify.simulator_answers import RememberedSession, artifact_key, forget_oth
 CASES_AT_ONCE = 40
 
 REFERENCE_ANSWERS = "reference-answers.json"
-#: Runtime modules that decide what a simulator answers, besides the artifact and its inputs.
-_SIMULATOR_SOURCES = ("sessions.py", "simulat*.py")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class TaskBench:
 
     def samples(self, artifacts: TargetArtifacts, component: Component) -> list[Sample]:
         """Samples of one component for a target: of its fixed lengths, or without padding."""
-        if not (artifacts.simulated or (artifacts.target and artifacts.target.static_shapes)):
+        if not artifacts.fixed_shapes:
             return self._source(ONNX, self.artifacts.onnx.components, few=False).samples(component)
         return self._source(artifacts.name, artifacts.components, few=True).samples(component)
 
@@ -216,11 +214,7 @@ def simulated_folder(layout: Layout) -> Path:
 @cache
 def simulator_version() -> str:
     """What decides a simulated answer besides artifact and inputs: simulator and driver."""
-    sources: dict[str, Any] = {
-        path.name: file_sha256(path)
-        for pattern in _SIMULATOR_SOURCES
-        for path in sorted((REPOSITORY_ROOT / "runtime").glob(pattern))
-    }
+    sources = source_digest("runtime.sessions.simulated_session", "runtime.simulator")
     environment = REPOSITORY_ROOT / ".venv-tpu"
     releases = sorted(
         p.name for p in environment.glob("lib/python3*/site-packages/tpu_mlir-*.dist-info")

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from filelock import FileLock
-
 from configs.errors import BlipEdgeError, ParityError, ToolError
 from configs.layout import Layout
 from configs.load import shown
-from configs.schema import Component, Precision
-from configs.tolerances import Gate, load_tolerances
+from configs.tolerances import load_tolerances
+from pipeline.atomic import artifact_lock
 from pipeline.build import tool_versions
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
@@ -24,9 +22,9 @@ from runtime.preprocessing.tokenization import TextTokenizer
 from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.captioning import Captioner
 from runtime.tasks.matching import Matcher
-from verify.answers.quality import match_quality, text_quality, with_quality
+from verify.answers.quality import match_quality, text_quality, usual_agreement, with_quality
 from verify.answers.whole_answers import generated_tokens, match_scores, score_check, token_check
-from verify.artifacts import ONNX, TargetArtifacts, build_command, digest, find_artifacts
+from verify.artifacts import ONNX, arithmetic, digest, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.opened import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.parity.combined import combined_check
@@ -70,11 +68,11 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
     load_tolerances()
     with ExitStack() as stack:
         if layout.root.is_dir():
-            stack.enter_context(FileLock(layout.root / ".verify.lock"))
+            stack.enter_context(artifact_lock(layout.root, "verify"))
         try:
             tasks = find_artifacts(selection)
             for task in tasks:
-                check_checkpoint(layout, task.manifest)
+                check_checkpoint(layout, task.task, task.manifest)
             plan = make_plan(selection, tasks, config, full=full)
         except BlipEdgeError as error:
             # An old verdict must not outlive the artifacts it was about.
@@ -88,7 +86,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
         if todo:
             # A run that is killed leaves no verdict that says passed.
             write_verdict(layout.verdict, [], error="verification did not finish; run it again")
-            for item, check in _run(todo, selection, config):
+            for item, check in _run(todo, selection):
                 finished[item.key] = check
                 store.add(check)
             store.compact()
@@ -119,9 +117,7 @@ def failure(result: Verification) -> ParityError | None:
     )
 
 
-def _run(
-    todo: list[Planned], selection: Selection, config: Path
-) -> Iterator[tuple[Planned, Check]]:
+def _run(todo: list[Planned], selection: Selection) -> Iterator[tuple[Planned, Check]]:
     with steps("verify", len(todo)) as progress:
         for _, of_task in groupby(todo, lambda item: item.task.task):
             items = list(of_task)
@@ -131,7 +127,7 @@ def _run(
                     for item in group:
                         progress.start(item.subject.name)
                         started = time.perf_counter()
-                        check = _one(item, bench, config, progress)
+                        check = _one(item, bench, progress)
                         seconds = round(time.perf_counter() - started, 3)
                         yield item, replace(check, key=item.key, seconds=seconds)
                         progress.done(
@@ -145,7 +141,9 @@ def _loaded_together(item: Planned) -> tuple[int, str]:
     return id(item.artifacts), item.subject.variant if item.artifacts.name != ONNX else ""
 
 
-def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Check:
+def _one(item: Planned, bench: TaskBench, progress: Steps) -> Check:
+    if (broken := _of_another_graph(item)) is not None:
+        return Check(item.subject, 0, {}, {}, (broken,))
     try:
         if item.subject.kind == "component":
             return _component(item, bench, progress)
@@ -155,11 +153,20 @@ def _one(item: Planned, bench: TaskBench, config: Path, progress: Steps) -> Chec
             return combined_check(item.subject, item.artifacts)
         if item.subject.kind == "host":
             return _host(item, bench)
-        return _answers(item, bench, config)
+        return _answers(item, bench)
     except ToolError as error:
         # One backend's failure is a finding about its artifact; the other artifacts are still
         # judged.
         return Check(item.subject, 0, {}, {}, (str(error),))
+
+
+def _of_another_graph(item: Planned) -> str | None:
+    """That a compiled artifact does not stem from the exported graph, and what to do."""
+    if item.subject.gap not in ("onnxruntime_vs_target", "target_constants"):
+        return None
+    manifest = item.artifacts.components[item.subject.named_component]
+    broken = broken_lineage(manifest, item.task.onnx.components)
+    return f"{broken}; run: {item.artifacts.rebuild(item.subject.task)}" if broken else None
 
 
 def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
@@ -168,11 +175,6 @@ def _component(item: Planned, bench: TaskBench, progress: Steps) -> Check:
     if subject.gap == "hf_vs_wrapper":
         return hf_vs_wrapper(subject, manifest)
     if subject.gap == "onnxruntime_vs_target":
-        broken = broken_lineage(manifest, item.task.onnx.components)
-        if broken is not None:
-            artifacts = item.artifacts
-            rebuild = build_command(subject.task, artifacts.target, artifacts.precision)
-            return Check(subject, 0, {}, {}, (f"{broken}; run: {rebuild}",))
         return onnxruntime_vs_target(
             subject,
             manifest,
@@ -227,28 +229,21 @@ def _host(item: Planned, bench: TaskBench) -> Check:
     return host_check(item.subject, found, len(cases))
 
 
-def _answers(item: Planned, bench: TaskBench, config: Path) -> Check:
+def _answers(item: Planned, bench: TaskBench) -> Check:
     subject, artifacts = item.subject, item.artifacts
-    if item.gate is None:
-        raise ValueError(f"{subject.name}: checks of answers have a gate")
-    count = item.gate.scenes
+    if item.tokens is None:
+        raise ValueError(f"{subject.name}: checks of answers have a number of scenes")
+    count = item.tokens.scenes
     computed = arithmetic(artifacts, subject.variant)
-    table = load_tolerances()
-    asked = Gate(item.gate.minimum_exact, f"{config}: verify.tokens.{artifacts.name}")
-    gate = table.gate(
-        asked, target=artifacts.name, precision=artifacts.precision, arithmetic=computed
-    )
     named = item.quality
-    if named is not None and named.gate.min_agreement is not None:
-        # Asked for exactly this task and precision: goes before what is asked of every target.
-        gate = Gate(named.gate.min_agreement, named.source)
+    gate = item.agreement or usual_agreement(artifacts, subject.variant)
     expected = bench.expected(count)
     cases = bench.cases(count)
     task = bench.runtime_task(artifacts, subject.variant)
     parts = [cases[i : i + CASES_AT_ONCE] for i in range(0, count, CASES_AT_ONCE)]
     if isinstance(task, Matcher):
         scores = [match for part in parts for match in match_scores(task, part)]
-        tolerance = table.score(
+        tolerance = load_tolerances().score(
             target=artifacts.name, precision=artifacts.precision, arithmetic=computed
         )
         check = score_check(subject, cases, expected, scores, gate, tolerance, computed)
@@ -270,34 +265,6 @@ def _texts(
     tokenizer: TextTokenizer, tokens: Sequence[Sequence[int]], prompts: Sequence[int]
 ) -> list[str]:
     return [tokenizer.decode(ids[prompt:]) for ids, prompt in zip(tokens, prompts, strict=True)]
-
-
-#: What a chip computes in where its weights are stored in something smaller.
-_WEIGHT_ONLY: dict[Precision, Precision] = {
-    "w8f16": "f16",
-    "w4f16": "f16",
-    "w8bf16": "bf16",
-    "w4bf16": "bf16",
-}
-
-
-def arithmetic(
-    artifacts: TargetArtifacts, mode: str, component: Component | None = None
-) -> Precision:
-    """What a target computes in: a chip in the artifact's precision, OpenVINO as its hint says.
-
-    A set of several precisions is judged by its name; a component by what it was built as.
-    """
-    if artifacts.simulated:
-        stored = artifacts.stored(component) if component else artifacts.precision
-        return _WEIGHT_ONLY.get(stored, stored)
-    if mode != "fast":
-        return "f32"
-    from runtime.sessions.openvino_session import shared_core
-
-    names: dict[str, Precision] = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
-    hint = str(shared_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
-    return names.get(hint, "f32")
 
 
 def _write(result: Verification, plan: Plan, selection: Selection, *, full: bool) -> None:

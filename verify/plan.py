@@ -11,12 +11,13 @@ from typing import Any
 
 from configs.errors import ConfigError
 from configs.load import shown
-from configs.schema import Component, TokenGate
-from configs.tolerances import Gap, tolerances_digest
-from pipeline.build import source_digest, tool_versions
+from configs.schema import Component, TokenCheck
+from configs.tolerances import Gap, Gate, judged_as, tolerances_digest
+from pipeline.build import tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import key_of
-from verify.answers.quality import NamedGate, named_gate
+from pipeline.manifest import key_of, manifest_data
+from pipeline.sources import source_digest
+from verify.answers.quality import NamedGate, asked_agreement, named_gate
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.checkpoint.files import checkpoint_files
 from verify.layers.stored_constants import FORMATS
@@ -28,10 +29,35 @@ from verify.results import Kind, Subject
 LARGE_BMODEL_BYTES = 48 << 20
 #: OpenVINO is checked in float32 and in whatever the device does by default: they fail differently.
 OPENVINO_MODES = ("exact", "fast")
-#: Subfolders of verify/ that only read results or measure something else: no check depends on them.
-NOT_PART_OF_A_CHECK = ("bisect", "board", "evaluation", "page")
 #: Gaps that look into an artifact.
 LAYER_GAPS: tuple[Gap, ...] = ("checkpoint_layers", "target_layers", "target_constants")
+#: Modules that decide the results of some kinds of checks alone; all others count for every kind.
+_ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "runtime.tasks.answering": ("host", "tokens", "scores"),
+    "runtime.tasks.captioning": ("host", "tokens", "scores"),
+    "runtime.tasks.matching": ("host", "tokens", "scores"),
+    "runtime.tasks.registry": ("host", "tokens", "scores"),
+    "runtime.tasks.task": ("host", "tokens", "scores"),
+    "verify.answers.quality": ("tokens", "scores"),
+    "verify.answers.whole_answers": ("tokens", "scores"),
+    "verify.checkpoint.answers": ("tokens", "scores"),
+    "verify.checkpoint.trace": ("host", "layers"),
+    "verify.host": ("host",),
+    "verify.layers.checks": ("layers",),
+    "verify.layers.chip_constants": ("layers",),
+    "verify.layers.stored_constants": ("layers",),
+    "verify.parity.combined": ("file",),
+    "verify.parity.components": ("component",),
+}
+#: And those that run the artifacts of one backend alone. Simulators: see ``simulator_version``.
+_RUNS = {
+    "runtime.decoding.board_run": "board",
+    "runtime.decoding.openvino_run": "openvino",
+    "runtime.sessions.board_session": "board",
+    "runtime.sessions.openvino_session": "openvino",
+    "runtime.sessions.simulated_session": "simulator",
+    "runtime.simulator": "simulator",
+}
 #: Components that take text of a fixed length on chips, hence padding.
 PADDED: tuple[Component, ...] = ("text_encoder", "text_encoder_unimodal", "text_decoder")
 
@@ -44,7 +70,9 @@ class Planned:
     key: str
     task: TaskArtifacts
     artifacts: TargetArtifacts
-    gate: TokenGate | None = None
+    tokens: TokenCheck | None = None
+    #: the share of equal answers that the pipeline file asks for; None: configs/tolerances.yaml
+    agreement: Gate | None = None
     #: what the answers' quality may lose
     quality: NamedGate | None = None
 
@@ -64,7 +92,7 @@ def make_plan(
     """Lists the checks of a selection, cheapest and most basic first.
 
     Raises:
-        ConfigError: the pipeline file has no gate for a target.
+        ConfigError: the pipeline file does not say how many answers of a target to compare.
     """
     checks: list[Planned] = []
     not_simulated: list[str] = []
@@ -139,7 +167,7 @@ def _combined(
         subject = Subject(
             "combined_file", task.task, None, artifacts.name, artifacts.precision, "file"
         )
-        inputs = {"file": combined.record.sha256, "artifacts": artifacts.identities}
+        inputs = {"file": combined.files[combined.file].sha256, "artifacts": artifacts.identities}
         yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts)
 
 
@@ -157,7 +185,7 @@ def _host(selection: Selection, task: TaskArtifacts) -> Planned:
     subject = Subject("checkpoint_vs_host", task.task, None, ONNX, task.onnx.precision, "host")
     inputs = {
         "onnx": task.onnx.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "checkpoint": checkpoint_files(selection.pipeline.tasks[task.task]),
         "task": selection.pipeline.tasks[task.task].model_dump(mode="json"),
         "seed": selection.pipeline.verify.seed,
@@ -180,7 +208,7 @@ def _component(
     inputs = {
         "onnx": task.onnx.identities,
         "artifact": artifacts.identities[component],
-        "task_manifest": task.manifest.model_dump(mode="json"),
+        "task_manifest": manifest_data(task.manifest),
         "scenes": selection.pipeline.verify.component_scenes,
         "seed": selection.pipeline.verify.seed,
     }
@@ -199,25 +227,28 @@ def _answers(
 ) -> Iterator[Planned]:
     if selection.components:
         return
-    gate = selection.pipeline.verify.tokens.get(artifacts.name)
-    if gate is None:
+    tokens = selection.pipeline.verify.tokens.get(artifacts.name)
+    if tokens is None:
         raise ConfigError(
-            f"{config}: verify.tokens.{artifacts.name}: missing; say how many scenes to compare "
-            "and which share must be exact, e.g. {scenes: 10, minimum_exact: 1.0}"
+            f"{config}: verify.tokens.{artifacts.name}: missing; say how many scenes to compare, "
+            "e.g. {scenes: 10}"
         )
     kind: Kind = "scores" if task.task == "itm" else "tokens"
     subject = Subject("tokens", task.task, None, artifacts.name, artifacts.precision, kind, variant)
     file = shown(config)
     quality = named_gate(selection.pipeline, task.task, artifacts, variant, file)
+    asked = asked_agreement(selection.pipeline, task.task, artifacts, variant, file)
     inputs = {
         "quality": quality.gate.model_dump(mode="json") if quality else None,
         "artifacts": artifacts.identities,
-        "task_manifest": task.manifest.model_dump(mode="json"),
-        "gate": gate.model_dump(mode="json"),
+        "tokens": tokens.model_dump(mode="json"),
+        "agreement": asked.min_agreement if asked else None,
+        "task_manifest": manifest_data(task.manifest),
         "seed": selection.pipeline.verify.seed,
         "tools": tool_versions("transformers", "torch"),
     }
-    yield Planned(subject, _key(subject, artifacts, inputs), task, artifacts, gate, quality)
+    key = _key(subject, artifacts, inputs)
+    yield Planned(subject, key, task, artifacts, tokens, asked, quality)
 
 
 def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -> str:
@@ -226,19 +257,19 @@ def _key(subject: Subject, artifacts: TargetArtifacts, inputs: dict[str, Any]) -
             "subject": subject.__dict__,
             "inputs": inputs,
             "tolerances": tolerances_digest(),
-            "sources": _sources(),
+            "judged_as": judged_as(artifacts.name),
+            "sources": check_sources(subject.kind, artifacts),
             "backend": _backend(artifacts),
         }
     )
 
 
-@cache
-def _sources() -> dict[str, str]:
-    return {
-        "verify": source_digest("verify", NOT_PART_OF_A_CHECK),
-        "runtime": source_digest("runtime"),
-        "pipeline/scenes": source_digest("pipeline/scenes"),
-    }
+def check_sources(kind: Kind, artifacts: TargetArtifacts) -> str:
+    """Digest of the modules that decide a check's result."""
+    backend = artifacts.target.backend if artifacts.target else ONNX
+    unused = [name for name, kinds in _ONLY_FOR.items() if kind not in kinds]
+    unused += [name for name, runs in _RUNS.items() if runs != backend]
+    return source_digest("verify.pipeline", without=unused)
 
 
 @cache

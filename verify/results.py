@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from configs.schema import Component, Precision, Task
 from configs.tolerances import Gap
-from pipeline.build import write_atomically
+from pipeline.atomic import write_atomically
 from verify.json_lines import append_lines, read_lines
 
 Kind = Literal["component", "tokens", "scores", "host", "file", "layers"]

@@ -7,9 +7,7 @@ the same answer: inputs, artifact and simulator decide it.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import ToolError
+from pipeline.atomic import replacing
 from pipeline.manifest import key_of
 from runtime.files.manifests import ComponentManifest, Net
 from runtime.sessions.session import ArrayDict, Session
@@ -93,18 +91,5 @@ def _read(path: Path, net: Net) -> ArrayDict | None:
 
 
 def _write(path: Path, outputs: ArrayDict) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".call-")
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                np.savez(stream, **outputs)  # type: ignore[arg-type]  # its stub mistakes names for options
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ToolError(
-            f"{path}: cannot be written ({error.strerror}); free space or rights"
-        ) from None
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **outputs)  # type: ignore[arg-type]  # its stub mistakes names for options

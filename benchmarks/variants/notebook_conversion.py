@@ -10,8 +10,7 @@ https://github.com/openvinotoolkit/openvino_notebooks, notebooks/blip-visual-lan
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,21 @@ from transformers import cache_utils
 
 from benchmarks.variants.base import VariantOptions
 from pipeline.build import tool_versions
-from pipeline.manifest import TaskManifest, file_sha256, key_of, read_manifest
+from pipeline.manifest import TaskManifest, read_manifest
+from pipeline.sources import source_digest
+from pipeline.work_cache import cached
 from verify.checkpoint.checkpoint import load_model
 
 
 def converted(options: VariantOptions) -> Path:
     """The folder of the design's IRs, converted now unless this checkpoint's are there."""
     manifest = read_manifest(TaskManifest, options.artifacts / "manifest.json")
-    key = key_of(
-        {
-            "weights": manifest.checkpoint.weights_sha256,
-            "module": file_sha256(Path(__file__)),
-            "tools": tool_versions("torch", "transformers", "openvino"),
-        }
-    )
-    root = options.work / "notebook" / options.task
-    folder = root / key[:16]
-    if not folder.is_dir():
-        shutil.rmtree(root, ignore_errors=True)  # another checkpoint's
-        root.mkdir(parents=True)
-        temporary = Path(tempfile.mkdtemp(dir=root))
-        _convert(options, temporary)
-        temporary.rename(folder)
-    return folder
+    key = {
+        "weights": manifest.checkpoint.weights_sha256,
+        "sources": source_digest("benchmarks.variants.notebook_conversion"),
+        "tools": tool_versions("torch", "transformers", "openvino"),
+    }
+    return cached(options.work / "notebook", options.task, key, partial(_convert, options))
 
 
 def _convert(options: VariantOptions, folder: Path) -> None:

@@ -8,186 +8,135 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.backend import Job, Source, manifest_fields
+from compile.backend import Backend, Job, Source, manifest_fields
+from compile.bmodel.build import BModelBuild, Deployed
 from compile.bmodel.info import BModelInfo, match_inputs, match_outputs
+from compile.bmodel.plan import INTEGER, TABLE, THRESHOLDS, BModelPlan, NetPlan, plan_bmodel
 from compile.bmodel.rewrites import check_names
-from compile.bmodel.steps import (
-    INTEGER,
-    TABLE,
-    THRESHOLDS,
-    Deployed,
-    Graph,
-    Steps,
-    artifact_net,
-    combine_argv,
-    deploy_argv,
-    deploy_folder,
-    is_combined,
-    rewrites_of,
-)
 from compile.calibration.given import GivenFiles
-from compile.graphs.shapes import net_names
 from configs.errors import ToolError
-from configs.schema import Component, Task
+from configs.precisions import PRECISIONS
 from pipeline.build import tool_versions
 from pipeline.manifest import Estimate, HostLookup, Net, NetVariant, Quantization, QuantizedNet
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
-from pipeline.tpu_tools.process import MemoryBudget, VendorTools, shell_line
+from pipeline.tpu_tools.process import MemoryBudget, VendorTools
 
 if TYPE_CHECKING:
     from compile.bmodel.integers.quantizer import Calibrated
     from compile.bmodel.prepare import Prepared, PreparedNet
 
 
-#: What of a target's file decides an artifact's content, beside its rewrites.
-_DECIDING = {
-    *("name", "cores", "borders", "address_mode", "integer_islands", "scale_per_channel"),
-    *("attention_fusion", "combine_nets", "estimate_file", "layer_group_search"),
-}
 #: Largest value that a table may hold to be kept in half precision.
 _LARGEST_HALF = 65504.0
 
 
-def _needed(graph: Graph) -> Graph:
-    """The graph with those rewrites alone that found something, where it was prepared before."""
-    from compile.bmodel.prepare import is_prepared, read_prepared
-
-    if graph.source is None or not is_prepared(graph.prepared):
-        return graph
-    return replace(graph, rewrites=read_prepared(graph.prepared).needed)
-
-
-class SophonBackend:
+class SophonBackend(Backend[BModelPlan]):
     """Builds BModels; steps that several chips share are kept in the pipeline's work folder."""
 
     def __init__(self, budget: MemoryBudget, tools: VendorTools) -> None:
-        self._steps = Steps(budget, tools)
+        self._build = BModelBuild(budget, tools)
         self._given = GivenFiles()
 
-    def holder(self, task: Task, component: Component) -> Component:  # noqa: ARG002 - interface
-        """See ``Backend``; every component is a net of its own."""
-        return component
-
-    def check(self, job: Job, source: Source | None, *, keep: bool) -> None:
-        """Quantize tables of a user's own, against nets that were made before; calibration data."""
+    def check(self, job: Job, *, keep: bool) -> None:
+        """The folder of quantize tables, and calibration data."""
         self._given.check_tables(job, INTEGER)
-        if job.built_as != INTEGER:
-            return
-        from compile.bmodel.integers.quantizer import check_table
+        if job.built_as == INTEGER:
+            self._given.check_data(job, job.task, keep=keep)
 
-        graph = _needed(Graph(job, source, rewrites_of(job)))
-        for net in net_names(job.task, job.component):
-            check_table(job, artifact_net(job, net), graph.top(net))
-        self._given.check_data(job, job.task, keep=keep)
-
-    def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
-        """Graph, shapes, rewrites, chip, precision, tools and this stage's own source."""
-        target = job.target
+    def plan(self, job: Job, source: Source) -> BModelPlan:
+        """See ``Backend``; quantize tables are compared with nets that were made before."""
+        target = job.chip
         named = (*target.rewrites, *target.integer_rewrites)
         check_names(named, f"configs/targets/{target.name}.yaml")
-        chip = target.model_dump(mode="json", include=_DECIDING)
-        graph = Graph(job, source, rewrites_of(job))
+        plan = plan_bmodel(job, source)
+        if plan.calibrated:
+            from compile.bmodel.integers.quantizer import check_table
+
+            for net in plan.known.nets:
+                check_table(job, net.artifact_net, net.top.folder)
+        return plan
+
+    def key_inputs(self, plan: BModelPlan) -> dict[str, Any]:
+        """Graph, shapes, rewrites, chip, precision, commands, tools and this stage's own source."""
+        job = plan.job
         calibration = {}
-        if job.built_as == INTEGER:
+        if plan.calibrated:
             from compile.bmodel.integers.quantizer import calibration_key
 
-            nets = [artifact_net(job, net) for net in net_names(job.task, job.component)]
+            nets = list(dict.fromkeys(net.artifact_net for net in plan.nets))
             calibration = {"quantization": calibration_key(job, nets)}
         return {
-            **graph.key,
+            **plan.preparation.intermediate.key_inputs,
             **calibration,
-            "chip": chip,
-            "precision": job.built_as,
+            "sources": _sources(plan),
+            "settings": job.settings(plan.source.task.dimensions.image_tokens),
+            "commands": plan.commands,
             "tools": self._tools(),
         }
 
-    def plan(self, job: Job, source: Source | None) -> list[str]:
-        """Vendor commands in the order of a build; ``DIGEST`` stands for one not known yet.
-
-        Which of a chip's rewrites find something to change is known once its graphs were prepared;
-        before that, chips of other rewrites are shown with intermediates of their own.
-        """
-        graph = _needed(Graph(job, source, rewrites_of(job)))
-        lines = []
-        for net in (shape.name for shape in graph.nets):
-            lines.append(shell_line(graph.transform_argv(net), graph.top(net)))
-            lines.append(shell_line(deploy_argv(job, net), deploy_folder(job) / net))
-        if is_combined(job):
-            lines.append(shell_line(combine_argv(job), deploy_folder(job)))
-        return lines
-
-    def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
+    def build(self, plan: BModelPlan, folder: Path) -> dict[str, Any]:
         """Prepare, transform, deploy, combine, read back."""
-        graph = Graph(job, source, rewrites_of(job))
-        prepared_folder, prepared = self._steps.prepare(graph)
-        rewrites = prepared.rewrites
-        if prepared.needed != graph.rewrites:
-            # Some found nothing to change in this graph: share the MLIR with chips without them.
-            graph, prepared_folder = self._steps.without_idle_rewrites(graph, prepared)
-        shutil.rmtree(deploy_folder(job), ignore_errors=True)
-        commands: list[command_lines.Argv] = []
+        prepared = self._build.prepare(plan.preparation)
+        plan = plan.settled(prepared.needed)
+        shutil.rmtree(plan.folder, ignore_errors=True)
         deployed = []
         quantized: dict[str, QuantizedNet] = {}
         calibrations: dict[str, Calibrated] = {}
         try:
-            for net in prepared.nets:
-                top = self._steps.transform(graph, net.name, prepared.weights_bytes)
+            for net, found in zip(plan.nets, prepared.nets, strict=True):
+                top = self._build.transform(plan, net, prepared.weights_bytes)
                 files = None
-                if job.built_as == INTEGER:
+                if plan.calibrated:
                     # Variants come after their net and take its ranges: the same values occur.
-                    if net.net == net.name:
-                        calibrations[net.net] = self._calibrated(
-                            job, net.name, prepared_folder, prepared, top
-                        )
-                    calibrated = calibrations[net.net]
+                    if not net.shape.is_variant:
+                        calibrations[net.name] = self._calibrated(plan, net, prepared, top)
+                    calibrated = calibrations[net.shape.net]
                     files = {THRESHOLDS: calibrated.thresholds, TABLE: calibrated.table}
-                made = self._steps.deploy(
-                    job, net.name, top, prepared.weights_bytes, net.attentions, files
+                deployed.append(
+                    self._build.deploy(
+                        plan, net, top, prepared.weights_bytes, found.attentions, files
+                    )
                 )
-                deployed.append(made)
-                if files is not None and net.net == net.name:
-                    quantized[net.name] = self._record(job, net.name, calibrated, folder)
-                commands += [graph.transform_argv(net.name), deploy_argv(job, net.name)]
-            places = self._steps.assemble(job, deployed, folder)
+                if files is not None and not net.shape.is_variant:
+                    quantized[net.name] = self._record(plan, net, calibrated, folder)
+            infos = self._build.assemble(plan, folder)
         finally:
-            shutil.rmtree(deploy_folder(job), ignore_errors=True)
-        if is_combined(job):
-            commands.append(combine_argv(job))
-        infos = {
-            file: self._steps.info(job, folder / file) for file in sorted(set(places.values()))
-        }
-        lookups = self._tables(job, prepared, prepared_folder, folder)
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        lookups = self._tables(plan, prepared, folder)
+        layout = plan.job.chip.memory_layout_mib
         return {
-            **manifest_fields(job, source),
-            "nets": self._nets(job, prepared, deployed, places, infos, lookups),
-            "rewrites": rewrites,
-            "commands": tuple(commands),
+            **manifest_fields(plan),
+            "nets": self._nets(plan.job, prepared, deployed, infos, lookups),
+            "rewrites": prepared.rewrites,
+            "commands": plan.commands,
             "tools": self._tools(),
+            "memory_layout_mib": layout.model_dump() if layout else None,
             "device_memory_bytes": sum(info.device_memory_bytes for info in infos.values()),
-            "quantization": self._quantization(job, quantized) if quantized else None,
+            "quantization": self._quantization(plan.job, quantized) if quantized else None,
         }
 
     def _calibrated(
-        self, job: Job, net: str, prepared_folder: Path, prepared: Prepared, top: Path
+        self, plan: BModelPlan, net: NetPlan, prepared: Prepared, top: Path
     ) -> Calibrated:
         """Thresholds and quantize table of one net."""
-        from compile.bmodel.integers.quantizer import NetToQuantize, calibrate
+        from compile.bmodel.integers.quantizer import calibrate, net_to_quantize
 
-        one = NetToQuantize(job, net, artifact_net(job, net), prepared_folder, prepared, top)
-        with self._steps.measuring(prepared.weights_bytes):
-            return calibrate(one)
+        with self._build.measuring(prepared.weights_bytes):
+            return calibrate(net_to_quantize(plan, net, prepared, top))
 
-    def _record(self, job: Job, net: str, calibrated: Calibrated, folder: Path) -> QuantizedNet:
+    def _record(
+        self, plan: BModelPlan, net: NetPlan, calibrated: Calibrated, folder: Path
+    ) -> QuantizedNet:
         """Puts the net's quantize table beside the BModel, and counts what became integers."""
         from compile.bmodel.integers.quantizer import quantized_net
         from compile.bmodel.integers.tables import SUFFIX
 
-        name = artifact_net(job, net)
-        table = f"{job.location.stem}.{net}{SUFFIX}"
+        stem = f"{plan.job.location.stem}.{net.name}"
+        table, thresholds = f"{stem}{SUFFIX}", f"{stem}.thresholds"
         (folder / table).write_text(calibrated.readable)
-        thresholds = f"{job.location.stem}.{net}.thresholds"
         (folder / thresholds).write_text(calibrated.thresholds)
-        return quantized_net(deploy_folder(job) / net, name, calibrated, table, thresholds)
+        return quantized_net(net.folder, net.artifact_net, calibrated, table, thresholds)
 
     def _quantization(self, job: Job, nets: dict[str, QuantizedNet]) -> Quantization:
         from compile.bmodel.integers.quantizer import METHOD
@@ -203,28 +152,23 @@ class SophonBackend:
             nets=nets,
         )
 
-    def memory_bytes(self, source: Source) -> int:  # noqa: ARG002 - interface
-        """Nothing of its own: each step holds its share of the budget."""
-        return 0
-
     def _tools(self) -> dict[str, str]:
         return {"tpu_mlir": command_lines.version(), **tool_versions("onnx", "onnxruntime")}
 
-    def _tables(
-        self, job: Job, prepared: Prepared, prepared_folder: Path, folder: Path
-    ) -> tuple[HostLookup, ...]:
+    def _tables(self, plan: BModelPlan, prepared: Prepared, folder: Path) -> tuple[HostLookup, ...]:
         """Puts the tables of host lookups beside the BModel, in half precision but for f32."""
         # Here, not above: an unchanged run must not wait for numpy to load.
         import numpy as np
 
+        job = plan.job
         copied = []
         for lookup in prepared.lookups:
             table = f"{job.location.stem}.{lookup.table}"
-            rows = np.load(prepared_folder / lookup.table)
-            if job.built_as != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
+            rows = np.load(plan.preparation.intermediate.folder / lookup.table)
+            if PRECISIONS[job.built_as].weights != "f32" and np.max(np.abs(rows)) < _LARGEST_HALF:
                 rows = rows.astype(np.float16)
             np.save(folder / table, rows)
-            copied.append(lookup.model_copy(update={"table": table}))
+            copied.append(replace(lookup, table=table))
         return tuple(copied)
 
     def _nets(
@@ -232,47 +176,46 @@ class SophonBackend:
         job: Job,
         prepared: Prepared,
         deployed: Sequence[Deployed],
-        places: Mapping[str, str],
         infos: Mapping[str, BModelInfo],
         lookups: tuple[HostLookup, ...],
     ) -> tuple[Net, ...]:
         """The nets' manifest entries, from what the finished files say of themselves."""
-        found: dict[str, Net] = {}
+        made = [
+            (one.net, self._stage(job, expected, one, infos[one.net.file]))
+            for one, expected in zip(deployed, prepared.nets, strict=True)
+        ]
         variants: dict[str, list[NetVariant]] = {}
-        for one in deployed:
-            expected = next(net for net in prepared.nets if net.name == one.net)
-            file = places[one.net]
-            stage = self._stage(job, expected, one, file, infos[file])
-            if expected.net != expected.name:
-                variants.setdefault(expected.net, []).append(
-                    NetVariant(name=one.net, file=file, axes=_lengths(expected), **stage)
-                )
-                continue
-            found[one.net] = Net(
-                name=one.net,
-                file=file,
-                artifact_net=artifact_net(job, one.net),
+        for net, stage in made:
+            if net.shape.is_variant:
+                variant = NetVariant(name=net.name, axes=_lengths(net), **stage)
+                variants.setdefault(net.shape.net, []).append(variant)
+        return tuple(
+            Net(
+                name=net.name,
+                artifact_net=net.artifact_net,
                 host_lookups=lookups,
+                axes=_lengths(net) if net.name in variants else {},
+                variants=tuple(variants.get(net.name, ())),
                 **stage,
             )
-        for net, ones in variants.items():
-            axes = _lengths(next(shape for shape in prepared.nets if shape.name == net))
-            found[net] = found[net].model_copy(update={"axes": axes, "variants": tuple(ones)})
-        return tuple(found.values())
+            for net, stage in made
+            if not net.shape.is_variant
+        )
 
     def _stage(
-        self, job: Job, expected: PreparedNet, made: Deployed, file: str, info: BModelInfo
+        self, job: Job, expected: PreparedNet, made: Deployed, info: BModelInfo
     ) -> dict[str, Any]:
         """What the entries of a net and of its variants have in common."""
-        name = artifact_net(job, made.net)
+        name, file = made.net.artifact_net, made.net.file
         found = info.stage(name, expected.inputs)
         if found is None:
             raise ToolError(f"{file}: has nets {sorted(info.nets)}, but no {name}")
         estimate = None
         if made.estimate_ms is not None:
-            source = f"tpu_mlir {command_lines.version()} {job.target.estimate_file}"
+            source = f"tpu_mlir {command_lines.version()} {job.chip.estimate_file}"
             estimate = Estimate(latency_ms=made.estimate_ms, source=source)
         return {
+            "file": file,
             "inputs": match_inputs(expected.inputs, found, file),
             "outputs": match_outputs(expected.outputs, found, file),
             "estimate": estimate,
@@ -281,6 +224,16 @@ class SophonBackend:
         }
 
 
-def _lengths(net: PreparedNet) -> dict[str, int]:
+def _sources(plan: BModelPlan) -> str:
+    """Digest of the modules that make a BModel; what makes its examples is in their digest."""
+    integers = () if plan.calibrated else ("compile.bmodel.integers",)
+    return source_digest(
+        "compile.bmodel.backend",
+        without=("compile.calibration", "compile.bmodel.task_file", *integers),
+        by_name=[f"compile.bmodel.rewrites.{name}" for name in plan.preparation.rewrites],
+    )
+
+
+def _lengths(net: NetPlan) -> dict[str, int]:
     """Lengths that tell a net's variants apart."""
-    return {axis: net.axes[axis] for axis in ("batch", "text_tokens", "past_tokens")}
+    return {axis: net.shape.axes[axis] for axis in ("batch", "text_tokens", "past_tokens")}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from configs.errors import ToolError
 from pipeline.manifest import TensorSpec
+from pipeline.tpu_tools import command_lines
+from pipeline.tpu_tools.process import VendorTools
 
 _NET = re.compile(r"^net \d+: \[(?P<name>[^\]]+)\]\s+(?P<kind>\w+)")
 _TENSOR = re.compile(
@@ -90,6 +92,15 @@ def parse_info(text: str, source: Path | str) -> BModelInfo:
     if not all(nets.values()) or not nets or memory is None:
         raise ToolError(f"{source}: model_tool printed no nets or no memory size; rebuild the file")
     return BModelInfo({net: tuple(stages) for net, stages in nets.items()}, memory, buffers)
+
+
+def read_info(tools: VendorTools, bmodel: Path, log: Path) -> BModelInfo:
+    """What a finished file says of itself.
+
+    Raises:
+        ToolError: it cannot be read, or as :func:`parse_info`.
+    """
+    return parse_info(tools.run(command_lines.info(bmodel.name), bmodel.parent, log), bmodel)
 
 
 def match_inputs(

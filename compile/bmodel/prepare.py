@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +15,11 @@ from compile.backend import Source
 from compile.bmodel.rewrites import Lookup, load
 from compile.graphs.graph import externalise, input_specs, load_graph, output_specs, weights_bytes
 from compile.graphs.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
-from compile.graphs.shapes import NetShape, bind
 from compile.graphs.static_graph import fix_shapes
 from configs.errors import InputError
 from pipeline.manifest import HostLookup, Rewrite
+from pipeline.net_shapes import NetShape, bind
+from pipeline.work_cache import CONTENTS
 
 FIX_SHAPES = "fix_shapes"
 _REASON = "the chips' compiler takes static shapes only; what computes shapes becomes a constant"
@@ -38,10 +38,6 @@ class PreparedNet(BaseModel):
     file: str
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
-    #: lengths of the dynamic axes
-    axes: dict[str, int]
-    #: the net that this is a variant of; its own name where it is none
-    net: str
     #: attentions in the graph: each has one softmax over its scores
     attentions: int
 
@@ -64,28 +60,12 @@ class Prepared(BaseModel):
         return tuple(rewrite.name for rewrite in made if rewrite.sites)
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder was prepared; a folder gets its name when it is complete."""
-    return (folder / _RECORD).is_file()
-
-
 def read_prepared(folder: Path) -> Prepared:
     """The record of a prepared folder."""
     return Prepared.model_validate_json((folder / _RECORD).read_text())
 
 
-def prepared_key(
-    source: Source, nets: Sequence[NetShape], rewrites: Sequence[str]
-) -> dict[str, Any]:
-    """Everything that decides a prepared folder, except this stage's source and tools."""
-    return {
-        "onnx": source.digests,
-        "nets": {net.name: dict(net.axes) for net in nets},
-        "rewrites": list(rewrites),
-    }
-
-
-def prepare(
+def write_prepared(
     source: Source, nets: Sequence[NetShape], rewrites: Sequence[str], folder: Path
 ) -> None:
     """Fills ``folder`` with one graph per net, their common weights, and a record.
@@ -112,7 +92,7 @@ def prepare(
         folded += fix_shapes(dynamic, _taken(dynamic, with_lookups(case, lookups)), graph)
         check = PlainGraph(plain, [case]).check(graph, f"{source.onnx}: {FIX_SHAPES}", lookups)
         largest = max(largest, check)
-        prepared_nets.append(_described(graph, net))
+        prepared_nets.append(_described(graph, net.name))
     fixed = Rewrite(name=FIX_SHAPES, reason=_REASON, sites=folded, max_abs_error=largest)
     for path in {plain, dynamic}:
         path.unlink()
@@ -126,25 +106,17 @@ def prepare(
     (folder / _RECORD).write_text(record.model_dump_json(indent=1))
 
 
-def adopt_prepared(made: Path, folder: Path) -> None:
-    """Fills ``folder`` as :func:`prepare` would without what changed nothing in ``made``.
+def copy_prepared(made: Path, folder: Path) -> None:
+    """Fills ``folder`` as :func:`write_prepared` would without what changed nothing in ``made``.
 
     The graphs are the same ones, so they are copied and the record alone is written anew.
     """
+    # No hard links: onnx refuses to read weights from a file with several names.
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns(CONTENTS), dirs_exist_ok=True)
     prepared = read_prepared(made)
     kept = tuple(one for one in prepared.rewrites if one.sites or one.name == FIX_SHAPES)
-    for path in made.iterdir():
-        if path.name != _RECORD and path.name in _files(prepared, made):
-            # No hard links: onnx refuses to read weights from a file with several names.
-            shutil.copy(path, folder)
     record = prepared.model_copy(update={"rewrites": kept})
     (folder / _RECORD).write_text(record.model_dump_json(indent=1))
-
-
-def _files(prepared: Prepared, folder: Path) -> set[str]:
-    """Names of the files that a record speaks of."""
-    weights = {_WEIGHTS} if (folder / _WEIGHTS).exists() else set()
-    return weights | {net.file for net in prepared.nets} | {x.table for x in prepared.lookups}
 
 
 def _rewrite(
@@ -191,16 +163,14 @@ def _taken(graph: Path, inputs: Arrays) -> Arrays:
     return {name: inputs[name] for name in input_specs(load_graph(graph))}
 
 
-def _described(graph: Path, shape: NetShape) -> PreparedNet:
+def _described(graph: Path, name: str) -> PreparedNet:
     model = load_graph(graph)
 
     def shapes(specs: dict[str, tuple[tuple[int | str, ...], str]]) -> dict[str, tuple[int, ...]]:
         return {k: tuple(int(size) for size in shape) for k, (shape, _) in specs.items()}
 
     return PreparedNet(
-        name=shape.name,
-        net=shape.net,
-        axes=dict(shape.axes),
+        name=name,
         file=graph.name,
         inputs=shapes(input_specs(model)),
         outputs=shapes(output_specs(model)),

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,10 @@ def read_profiles(profiles: Sequence[Path]) -> Work | None:
     if not cores or cores[0] is None:
         return None
     shares = [core.bandwidth_share for core in found if core.bandwidth_share is not None]
-    return found[0].model_copy(
-        update={
-            "moved_bytes": sum(core.moved_bytes for core in found),
-            "bandwidth_share": round(sum(shares), 4) if len(shares) == len(found) else None,
-        }
+    return replace(
+        found[0],
+        moved_bytes=sum(core.moved_bytes for core in found),
+        bandwidth_share=round(sum(shares), 4) if len(shares) == len(found) else None,
     )
 
 

@@ -18,6 +18,8 @@ from configs.load import shown
 from configs.schema import CalibrationConfig, Task
 from pipeline.csv_file import open_csv
 from pipeline.manifest import file_sha256, key_of
+from pipeline.sources import source_digest
+from runtime.files.image_names import IMAGE_SUFFIXES, image_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,15 +28,6 @@ if TYPE_CHECKING:
 SCENES = "scenes"
 QUESTIONS_FILE = "questions.csv"
 _COLUMNS = ("image", "question")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-#: Modules of runtime/ that turn examples into what nets are fed.
-_FEEDING = (
-    "decoding/caches",
-    "decoding/decoder_run",
-    "preprocessing/images",
-    "preprocessing/pixel_values",
-    "preprocessing/tokenization",
-)
 #: Scenes between the samples of two seeds.
 _STRIDE = 100_000
 
@@ -84,11 +77,12 @@ def examples_digest(calibration: CalibrationConfig, task: Task | None) -> str:
     Raises:
         InputError: as :func:`examples`, before any work is done.
     """
-    runtime = REPOSITORY_ROOT / "runtime"
+    unused = () if calibration.source == SCENES else ("pipeline.scenes",)
     data: dict[str, Any] = {
         "calibration": calibration.model_dump(mode="json"),
         "task": task,
-        "fed_by": {name: file_sha256(runtime / f"{name}.py") for name in _FEEDING},
+        # What draws them and what turns them into what nets are fed.
+        "sources": source_digest("compile.calibration.inputs", without=unused),
     }
     if calibration.source != SCENES:
         folder = _folder(calibration)
@@ -170,9 +164,9 @@ class _Row:
 
 def _chosen(calibration: CalibrationConfig, folder: Path, task: Task | None) -> list[_Row]:
     """Pictures with their texts, in an order that the seed decides."""
-    found = _images(folder)
+    found = image_files(folder.iterdir())
     if not found:
-        suffixes = ", ".join(sorted(_SUFFIXES))
+        suffixes = ", ".join(IMAGE_SUFFIXES)
         raise InputError(
             f"{shown(folder)}: calibration.source: no images; put some there ({suffixes})"
         )
@@ -201,15 +195,6 @@ def _folder(calibration: CalibrationConfig) -> Path:
     return folder
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        # Hidden files with an image's suffix are other programs' notes, not images.
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-    )
-
-
 def _table(path: Path, *, needs_texts: bool) -> list[_Row]:
     needed = ",".join(_COLUMNS)
     file = open_csv(path, needed)
@@ -220,7 +205,7 @@ def _table(path: Path, *, needs_texts: bool) -> list[_Row]:
         )
     rows: dict[tuple[str, str], _Row] = {}
     for line, fields in file.rows():
-        place = f"{shown(path)}: line {line}"
+        place = file.place(line)
         name, text = (fields[column] for column in _COLUMNS)
         _check_name(path.parent, name, place)
         if needs_texts and not text:

@@ -14,12 +14,12 @@ from compile.calibration.examples import (
     example_count,
     examples_digest,
 )
-from compile.work_cache import cached, cached_path
 from configs.errors import InputError
 from configs.schema import TASK_COMPONENTS, Component, Task
-from pipeline.build import source_digest
 from pipeline.console import messages
 from pipeline.manifest import file_sha256
+from pipeline.sources import source_digest
+from pipeline.work_cache import cached, cached_path
 
 
 class GivenFiles:
@@ -74,7 +74,7 @@ class GivenFiles:
             "examples": examples_digest(calibration, task),
             "text_tokens": job.layout.pipeline.tasks[job.task].shapes.text_tokens,
             "tokenizer": file_sha256(tokenizer) if exported else None,
-            "source": source_digest("compile/calibration"),
+            "source": source_digest("compile.calibration.given"),
         }
         name = f"calibration_{task or 'pictures'}_read"
 

@@ -25,7 +25,6 @@ from pipeline.manifest import ComponentManifest, ImageSettings, TaskManifest, re
 from runtime.decoding.caches import FixedCache
 from runtime.decoding.decoder_run import CROSS_MASK, CrossStates, cross_mask, fixed_call
 from runtime.errors import BlipEdgeError
-from runtime.files import manifests
 from runtime.preprocessing.pixel_values import ImagePreprocessor
 from runtime.preprocessing.tokenization import TextTokenizer
 
@@ -43,7 +42,7 @@ class NetInput:
 
 def pixel_values(image: Image, settings: ImageSettings) -> Array:
     """An RGB image as ``[1, 3, height, width]`` float32, as the runtime makes it."""
-    preprocessor = ImagePreprocessor(manifests.ImageSettings(**settings.model_dump()))
+    preprocessor = ImagePreprocessor(settings)
     return preprocessor.pixels(image)[None]
 
 
@@ -62,8 +61,7 @@ class TaskGraphs:
         path = self.layout.task(self.task) / "processor" / "tokenizer.json"
         if not path.is_file():
             raise InputError(f"{path}: missing; run: make export FORCE=1")
-        settings = manifests.read_task_manifest(self.layout.task_manifest(self.task)).text
-        return TextTokenizer(path, settings)
+        return TextTokenizer(path, self.manifest.text)
 
     def run(self, component: Component, feeds: Arrays) -> Arrays:
         """Runs one exported graph."""
@@ -172,8 +170,7 @@ def _decode(
     """
     text = graphs.manifest.text
     slots = shapes.past_tokens or 0
-    sizes = manifests.Dimensions(**graphs.manifest.dimensions.model_dump())
-    cache, row = FixedCache(sizes, 1, slots), range(1)
+    cache, row = FixedCache(graphs.manifest.dimensions, 1, slots), range(1)
     first = shapes.text_tokens if graphs.task == "caption" else 1
     past, tokens = 0, prompt
     steps: list[Arrays] = []

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
-from compile.bmodel.rewrites import Lookup
 from compile.graphs.graph import Array
-from compile.graphs.shapes import bind
 from compile.graphs.static_graph import session
 from configs.errors import ParityError
+from configs.tolerances import load_tolerances
 from pipeline.manifest import TaskManifest, TensorSpec
+from pipeline.net_shapes import bind
 
-#: A rewrite keeps float32 arithmetic and changes its order at most: the same bound as between two
-#: float32 libraries (configs/tolerances.yaml), relative to the largest value of an output.
-MAX_RELATIVE_ERROR = 1e-4
+if TYPE_CHECKING:
+    from compile.bmodel.rewrites import Lookup
 
 Arrays = dict[str, Array]
 
@@ -80,7 +80,7 @@ class PlainGraph:
         """Largest absolute difference of the changed graph over all cases and outputs.
 
         Raises:
-            ParityError: an output differs by more than ``MAX_RELATIVE_ERROR`` or is not finite.
+            ParityError: an output differs by more than limit ``rewritten_graph`` or is not finite.
         """
         other = session(changed)
         largest = 0.0
@@ -101,12 +101,12 @@ def difference(name: str, reference: Array, actual: Array, what: str) -> float:
     """Largest absolute difference of one output.
 
     Raises:
-        ParityError: it exceeds ``MAX_RELATIVE_ERROR`` of the output's scale, or is not finite.
+        ParityError: it exceeds limit ``rewritten_graph`` of the output's scale, or is not finite.
     """
     if reference.shape != actual.shape:
         raise ParityError(f"{what}: {name} has shape {actual.shape}, not {reference.shape}")
     error = float(np.max(np.abs(reference.astype(np.float64) - actual.astype(np.float64))))
-    bound = MAX_RELATIVE_ERROR * max(float(np.max(np.abs(reference))), 1e-6)
+    bound = load_tolerances().limit("rewritten_graph") * max(float(np.max(np.abs(reference))), 1e-6)
     # Written so that NaN fails.
     if not error <= bound:
         raise ParityError(

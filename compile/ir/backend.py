@@ -7,155 +7,147 @@ attention kernel that answers wrongly in bf16 (docs/adr/0006-openvino-decoder.md
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compile.backend import Job, Source, manifest_fields, read_source
+from compile.backend import Backend, Job, Source, manifest_fields, read_source
 from compile.calibration.examples import examples_digest
 from compile.calibration.given import GivenFiles
-from compile.ir.plan import INTEGERS, holder, includes, needs_calibration, rewrite_names
+from compile.ir.plan import MERGE, IrPlan, has_static_shapes, includes, plan_ir
 from configs.errors import ToolError
 from configs.load import shown
-from configs.schema import Component, Task
-from pipeline.build import source_digest, tool_versions
+from configs.precisions import PRECISIONS
+from configs.schema import TASK_COMPONENTS
+from pipeline.build import tool_versions
 from pipeline.manifest import Net, TensorSpec
+from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
     import openvino
 
+    from pipeline.tpu_tools.process import MemoryBudget
+
 #: Numbers of bytes that are no weights: shapes, indices, scalars.
 _SLACK_BYTES = 65_536
-#: Least and most bytes per weight. What is no product's weight (norms, biases, tables of
-#: positions, projections beside a residual) stays in half precision in an integer IR; scales add
-#: a few percent.
-_BYTES_PER_WEIGHT = {
-    "f32": (2.0, 4.08),
-    "f16": (1.0, 2.04),
-    "int8": (0.9, 1.25),
-    "w8f16": (0.9, 1.25),
-    "w4f16": (0.5, 1.1),
-}
 #: Two threads that use the binding for the first time wait for each other forever: one holds its
 #: one-time initialisation, the other Python's global lock.
 _one_at_a_time = threading.Lock()
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend[IrPlan]):
     """Builds IR files in this process with OpenVINO's own converter."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._given = GivenFiles()
 
-    def holder(self, task: Task, component: Component) -> Component:
-        """See ``Backend``."""
-        return holder(task, component)
+    def holder(self, job: Job) -> Job:
+        """A component that is merged into another one is built with it; not with fixed shapes."""
+        for other in () if has_static_shapes(job) else TASK_COMPONENTS[job.task]:
+            if job.component in includes(job.task, other):
+                return replace(job, component=other)
+        return job
 
-    def check(self, job: Job, source: Source | None, *, keep: bool) -> None:  # noqa: ARG002 - interface
+    def check(self, job: Job, *, keep: bool) -> None:
         """Pictures of a user's own that an integer IR is calibrated with."""
-        if needs_calibration(job.built_as):
+        if PRECISIONS[job.built_as].calibrated:
             self._given.check_data(job, None, keep=keep)
 
-    def key_inputs(self, job: Job, source: Source) -> dict[str, Any]:
+    def plan(self, job: Job, source: Source) -> IrPlan:
+        """See ``Backend``."""
+        return plan_ir(job, source, partial(read_source, job.layout, job.task))
+
+    def key_inputs(self, plan: IrPlan) -> dict[str, Any]:
         """Graph, precision, tool and this stage's own source."""
         return {
-            "stage": source_digest("compile"),
-            "onnx": source.digests,
-            "included": [part.digests for part in _included(job)],
-            "precision": job.precision,
-            "built_as": job.built_as,
-            "calibration": _calibration(job),
-            "tools": _tools(job),
+            "sources": _sources(plan),
+            "onnx": plan.source.digests,
+            "included": [part.digests for part in plan.included],
+            "rewrites": list(plan.rewrites),
+            "settings": plan.job.settings(plan.source.task.dimensions.image_tokens),
+            "examples": _examples(plan.job),
+            "tools": _tools(plan),
         }
 
-    def plan(self, job: Job, source: Source | None) -> list[str]:  # noqa: ARG002 - interface
-        """One line; the converter is a library call."""
-        parts = (job.component, *includes(job.task, job.component))
-        onnx = " + ".join(shown(job.layout.onnx(job.task, part).file(".onnx")) for part in parts)
-        xml = shown(job.location.file(".xml"))
-        done = ", ".join(rewrite_names(job.task, job.component)) or "none"
-        return [
-            f"# openvino: convert {onnx} to {xml}, weights {job.built_as}, dynamic shapes; "
-            f"rewrites: {done}"
-        ]
-
-    def memory_bytes(self, source: Source) -> int:
-        """The graph in onnxruntime and in OpenVINO, compiled, and a serialised copy."""
-        return int(0.4e9 + 4.5 * source.size_bytes)
-
-    def build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
+    def build(self, plan: IrPlan, folder: Path) -> dict[str, Any]:
         """Converts, rewrites, saves, reads back and checks names, shapes and size."""
-        with _one_at_a_time:
-            return self._build(job, source, folder)
-
-    def _build(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
-        # Here, not above: an unchanged run must not wait for them to load.
-        from compile.ir.model import prepare
-        from compile.ir.precision import convert
-
-        if job.target.static_shapes:
-            return self._build_static(job, source, folder)
-        included = _included(job)
-        prepared = prepare(job.task, source, included)
-        xml = folder / f"{job.location.stem}.xml"
-        model = prepared.model
-        if job.built_as in INTEGERS:
-            model = convert(model, job, job.built_as)
-        saved = _save(model, xml, job)
-        net = checked(saved, prepared.net, xml)
-        size_bytes = sum(part.size_bytes for part in (source, *included))
-        _check_size(xml.with_suffix(".bin"), job, size_bytes)
-        return {
-            **manifest_fields(job, source),
-            "includes": includes(job.task, job.component),
-            "rewrites": prepared.rewrites,
-            "nets": (net.model_copy(update={"file": xml.name}),),
-            "tools": _tools(job),
-        }
-
-    def _build_static(self, job: Job, source: Source, folder: Path) -> dict[str, Any]:
-        """One IR per net; weights are stored with each."""
-        from compile.ir.static import static_model, static_shapes
-
-        nets = []
-        for shape in static_shapes(job, source):
-            model, net = static_model(source, shape)
-            suffix = "" if shape.name == "main" else f"_{shape.name}"
-            xml = folder / f"{job.location.stem}{suffix}.xml"
-            found = checked(_save(model, xml, job), net, xml)
-            _check_size(xml.with_suffix(".bin"), job, source.size_bytes)
-            nets.append(found.model_copy(update={"file": xml.name}))
-        return {**manifest_fields(job, source), "nets": tuple(nets), "tools": _tools(job)}
+        # The graph in onnxruntime and in OpenVINO, compiled, and a serialised copy.
+        memory_bytes = int(0.4e9 + 4.5 * plan.size_bytes)
+        with self._budget.hold(memory_bytes), _one_at_a_time:
+            made = _static(plan, folder) if plan.shapes else _dynamic(plan, folder)
+        return {**manifest_fields(plan), **made, "tools": _tools(plan)}
 
 
-def _save(model: openvino.Model, xml: Path, job: Job) -> openvino.Model:
-    """Writes an IR and reads it back."""
+def _dynamic(plan: IrPlan, folder: Path) -> dict[str, Any]:
+    # Here, not above: an unchanged run must not wait for them to load.
+    from compile.ir.model import rewritten_model
+    from compile.ir.precision import convert
+
+    made = rewritten_model(plan)
+    model = convert(made.model, plan.job, plan.precision) if plan.integers else made.model
+    net = _saved(model, made.net, folder / f"{plan.job.location.stem}.xml", plan)
+    return {"includes": plan.includes, "rewrites": made.rewrites, "nets": (net,)}
+
+
+def _static(plan: IrPlan, folder: Path) -> dict[str, Any]:
+    """One IR per net; weights are stored with each."""
+    from compile.ir.static import static_model
+
+    nets = []
+    for shape in plan.shapes:
+        model, net = static_model(plan.source, shape)
+        suffix = "" if shape.name == "main" else f"_{shape.name}"
+        nets.append(_saved(model, net, folder / f"{plan.job.location.stem}{suffix}.xml", plan))
+    return {"nets": tuple(nets)}
+
+
+def _saved(model: openvino.Model, net: Net, xml: Path, plan: IrPlan) -> Net:
+    """Writes an IR, reads it back, and checks what it has."""
     import openvino
 
+    halved = PRECISIONS[plan.precision].weights != "f32"
     try:
-        openvino.save_model(model, xml, compress_to_fp16=job.built_as != "f32")
-        return openvino.Core().read_model(xml)
+        openvino.save_model(model, xml, compress_to_fp16=halved)
+        saved = openvino.Core().read_model(xml)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ToolError(
-            f"{shown(job.location.folder)}: OpenVINO could not write the IR ({reason}); "
+            f"{shown(plan.job.location.folder)}: OpenVINO could not write the IR ({reason}); "
             "check free space"
         ) from None
+    found = checked(saved, net, xml)
+    _check_size(xml.with_suffix(".bin"), plan)
+    return replace(found, file=xml.name)
 
 
-def _tools(job: Job) -> dict[str, str]:
-    return tool_versions("openvino", *(("nncf",) if job.built_as in INTEGERS else ()))
+def _tools(plan: IrPlan) -> dict[str, str]:
+    return tool_versions("openvino", *(("nncf",) if plan.integers else ()))
 
 
-def _calibration(job: Job) -> dict[str, Any] | None:
-    """What the ranges of activations come from, for the artifact's key and manifest."""
-    if not needs_calibration(job.built_as):
+def _sources(plan: IrPlan) -> str:
+    """Digest of the modules that make an IR; what makes its examples is in their digest."""
+    static = bool(plan.shapes)
+    unused = {
+        "compile.calibration": True,
+        f"compile.ir.rewrites.{MERGE}": not plan.included,
+        "compile.ir.static": not static,
+        "compile.ir.precision": static or not plan.integers,
+        "compile.ir.rewrites": static,
+    }
+    return source_digest(
+        "compile.ir.backend",
+        without=[module for module, is_unused in unused.items() if is_unused],
+        by_name=[f"compile.ir.rewrites.{name}" for name in plan.rewrites],
+    )
+
+
+def _examples(job: Job) -> str | None:
+    """Digest of what the ranges of activations come from."""
+    if not PRECISIONS[job.built_as].calibrated:
         return None
-    calibration = job.layout.pipeline.calibration
-    return {**calibration.model_dump(mode="json"), "digest": examples_digest(calibration, None)}
-
-
-def _included(job: Job) -> list[Source]:
-    return [read_source(job.layout, job.task, part) for part in includes(job.task, job.component)]
+    return examples_digest(job.layout.pipeline.calibration, None)
 
 
 def checked(model: openvino.Model, net: Net, where: Path) -> Net:
@@ -176,7 +168,7 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
         for spec in specs:
             if spec.name in states:
                 by_state = {n: st.artifact_name for st in net.states for n in (st.past, st.new)}
-                result.append(spec.model_copy(update={"artifact_name": by_state[spec.name]}))
+                result.append(replace(spec, artifact_name=by_state[spec.name]))
                 continue
             port = found.get(spec.name)
             if port is None:
@@ -193,28 +185,30 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
                     f"expected {axes}"
                 )
             dtype = port.get_element_type().to_dtype().name
-            result.append(spec.model_copy(update={"artifact_name": spec.name, "dtype": dtype}))
+            result.append(replace(spec, artifact_name=spec.name, dtype=dtype))
         return result
 
-    return net.model_copy(
-        update={
-            "inputs": tuple(matched(net.inputs, model.inputs, "input")),
-            "outputs": tuple(matched(net.outputs, model.outputs, "output")),
-        }
+    return replace(
+        net,
+        inputs=tuple(matched(net.inputs, model.inputs, "input")),
+        outputs=tuple(matched(net.outputs, model.outputs, "output")),
     )
 
 
-def _check_size(binary: Path, job: Job, source_bytes: int) -> None:
+def _check_size(binary: Path, plan: IrPlan) -> None:
     """The weights file holds each exported weight once, in the wanted precision.
 
     Raises:
         ToolError: it is larger, e.g. because a shared embedding was written twice, or cut short.
     """
-    weights = source_bytes / 4
-    least, most = (weights * size for size in _BYTES_PER_WEIGHT[job.built_as])
+    weights = plan.size_bytes / 4
+    sizes = PRECISIONS[plan.precision].ir_bytes
+    if sizes is None:
+        raise ValueError(f"{plan.precision}: OpenVINO builds no such IR")
+    least, most = (weights * size for size in sizes)
     actual = binary.stat().st_size
     if not least - _SLACK_BYTES <= actual <= most + _SLACK_BYTES:
         raise ToolError(
             f"{binary.name}: {actual:,} bytes, expected {least:,.0f} to {most:,.0f} "
-            f"({weights:,.0f} weights as {job.built_as}); look for weights stored twice"
+            f"({weights:,.0f} weights as {plan.precision}); look for weights stored twice"
         )

@@ -12,11 +12,10 @@ from compile.backend import Source
 from compile.graphs.parity import Arrays, random_inputs, real_inputs
 from compile.graphs.static_graph import session
 from compile.ir.parity import largest_difference
-from compile.ir.plan import MERGE, rewrite_names
+from compile.ir.plan import MERGE, IrPlan
 from compile.ir.rewrites import RewriteModule, Rewritten, merged_cross_key_values
 from configs.errors import InputError
 from configs.load import shown
-from configs.schema import Task
 from pipeline.manifest import Net, Rewrite
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ _LENGTHS = ((1, 4, 0), (2, 1, 5), (3, 1, 9))
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RewrittenModel:
     """A rewritten model, how the contract finds its tensors in it, and what was done."""
 
     model: openvino.Model
@@ -55,39 +54,38 @@ def read_graph(path: Path) -> openvino.Model:
         ) from None
 
 
-def prepare(task: Task, source: Source, included: Sequence[Source]) -> Prepared:
-    """Reads a component and rewrites it; ``included`` are the components merged into it.
+def rewritten_model(plan: IrPlan) -> RewrittenModel:
+    """Reads a component and rewrites it, with the components that are merged into it.
 
     Raises:
         InputError: OpenVINO cannot convert the graph.
         ToolError: it is not what export writes.
         ParityError: a rewrite changes what it computes.
     """
-    component = source.manifest.component
-    prepared = Prepared(read_graph(source.onnx), source.manifest.nets[0])
-    names = rewrite_names(task, component)
-    if not names:
-        return prepared
+    source, included = plan.source, plan.included
+    made = RewrittenModel(read_graph(source.onnx), source.manifest.nets[0])
+    if not plan.rewrites:
+        return made
     cases = list(_cases(source))
     expected = _expected(cases, source, included)
-    for name in names:
-        where = f"{task} {component}: rewrite {name}"
-        reason, rewritten = _apply(name, prepared, included)
-        error = largest_difference(prepared.model, rewritten.net, cases, expected, where)
+    for name in plan.rewrites:
+        where = f"{plan.job.task} {plan.job.component}: rewrite {name}"
+        reason, rewritten = _apply(name, made, included)
+        error = largest_difference(made.model, rewritten.net, cases, expected, where)
         record = Rewrite(name=name, reason=reason, sites=rewritten.sites, max_abs_error=error)
-        prepared = replace(prepared, net=rewritten.net, rewrites=(*prepared.rewrites, record))
-    return prepared
+        made = replace(made, net=rewritten.net, rewrites=(*made.rewrites, record))
+    return made
 
 
-def _apply(name: str, prepared: Prepared, included: Sequence[Source]) -> tuple[str, Rewritten]:
+def _apply(name: str, made: RewrittenModel, included: Sequence[Source]) -> tuple[str, Rewritten]:
     if name == MERGE:
         (other,) = included
         rewritten = merged_cross_key_values.rewrite(
-            prepared.model, prepared.net, read_graph(other.onnx), other.manifest.nets[0]
+            made.model, made.net, read_graph(other.onnx), other.manifest.nets[0]
         )
         return merged_cross_key_values.REASON, rewritten
     module = cast(RewriteModule, import_module(f"compile.ir.rewrites.{name}"))
-    return module.REASON, module.rewrite(prepared.model, prepared.net)
+    return module.REASON, module.rewrite(made.model, made.net)
 
 
 def _cases(source: Source) -> Iterator[Arrays]:

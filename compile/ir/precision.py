@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compile.backend import Job
 from compile.calibration.examples import images
 from configs.errors import ToolError
-from configs.schema import Precision
+from configs.precisions import PRECISIONS, Precision
 from pipeline.manifest import TaskManifest, read_manifest
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def convert(model: openvino.Model, job: Job, kind: Precision) -> openvino.Model:
     nncf.set_log_level(logging.ERROR)
     with _quiet():
         try:
-            if kind == "int8":
+            if PRECISIONS[kind].calibrated:
                 return _calibrated(model, job)
-            if kind == "w8f16":
+            if PRECISIONS[kind].weights == "int8":
                 return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
             return nncf.compress_weights(
                 model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=_GROUP_SIZE, ratio=1.0

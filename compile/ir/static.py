@@ -13,33 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compile.backend import Job, Source
-from compile.graphs.shapes import NetShape, bind, net_shapes
+from compile.backend import Source
 from compile.ir.model import read_graph
+from compile.ir.plan import LEAST_QUERY_TOKENS
 from configs.errors import ToolError
 from pipeline.manifest import Net, TensorSpec
+from pipeline.net_shapes import NetShape, bind
 
 if TYPE_CHECKING:
     import openvino
-
-#: Fewest query tokens of a decoder's net with fixed shapes.
-LEAST_QUERY_TOKENS = 4
-
-
-def static_shapes(job: Job, source: Source) -> tuple[NetShape, ...]:
-    """A component's nets with the length of each axis; a decoder's have room for four tokens."""
-    shapes = job.layout.pipeline.tasks[job.task].shapes
-    every = net_shapes(job.task, job.component, shapes, source.task.dimensions.image_tokens)
-    nets = tuple(net for net in every if not net.is_variant)
-    if job.component != "text_decoder":
-        return nets
-    return tuple(_with_room(net) for net in nets)
-
-
-def _with_room(net: NetShape) -> NetShape:
-    tokens = max(net.axes["text_tokens"], LEAST_QUERY_TOKENS)
-    total = net.axes["past_tokens"] + tokens
-    return replace(net, axes={**net.axes, "text_tokens": tokens, "total_tokens": total})
 
 
 def static_model(source: Source, shape: NetShape) -> tuple[openvino.Model, Net]:
@@ -74,9 +56,9 @@ def fixed(
 
     def bound(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         shapes = bind(specs, axes)
-        return tuple(spec.model_copy(update={"shape": shapes[spec.name]}) for spec in specs)
+        return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
 
-    net = exported.model_copy(
-        update={"name": name, "inputs": bound(exported.inputs), "outputs": bound(exported.outputs)}
+    net = replace(
+        exported, name=name, inputs=bound(exported.inputs), outputs=bound(exported.outputs)
     )
     return model, net

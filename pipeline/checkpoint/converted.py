@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from configs.errors import InputError
-from pipeline.build import artifact_lock, staging
+from pipeline.atomic import artifact_lock, staging
 from pipeline.checkpoint.files import CONFIG, PROCESSOR_FILES, WEIGHTS
 from pipeline.checkpoint.tensors import Tensor, read_tensors
 from pipeline.manifest import file_sha256, key_of

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 from configs.errors import ToolError
 from configs.layout import TPU_ENVIRONMENT
 from configs.load import shown
-from configs.schema import Precision
+from configs.precisions import PRECISIONS, Precision
 
 #: Tools as installed in the environment's ``bin`` folder.
 TRANSFORM = "model_transform.py"
 DEPLOY = "model_deploy.py"
+RUNNER = "model_runner.py"
 MODEL_TOOL = "model_tool"
-
-#: Our precisions in the tools' words.
-_QUANTIZE: dict[Precision, str] = {
-    "f32": "F32",
-    "f16": "F16",
-    "bf16": "BF16",
-    "int8": "INT8",
-    "w8f16": "W8F16",
-    "w8bf16": "W8BF16",
-    "w4f16": "W4F16",
-    "w4bf16": "W4BF16",
-}
+_GRAPH, _THRESHOLDS, _TABLE = "--model_def", "--calibration_table", "--quantize_table"
 
 Argv = tuple[str, ...]
 
@@ -36,7 +27,7 @@ def transform(net: str, onnx: str) -> Argv:
     return (
         TRANSFORM,
         *("--model_name", net),
-        *("--model_def", onnx),
+        *(_GRAPH, onnx),
         # The graph is already folded. The tool's own simplification needs ten times the weights'
         # size in memory. The flag is a bool made from a string, so only "" means no.
         *("--do_onnx_sim", ""),
@@ -47,6 +38,17 @@ def transform(net: str, onnx: str) -> Argv:
 def transformed(net: str) -> tuple[str, ...]:
     """Files that :func:`transform` leaves and :func:`deploy` needs: the MLIR and its weights."""
     return (f"{net}.mlir", f"{net}_top_f32_all_weight.npz")
+
+
+def graph_of(transformation: Sequence[str]) -> str:
+    """The ONNX file that a command of :func:`transform` takes."""
+    return transformation[list(transformation).index(_GRAPH) + 1]
+
+
+def with_graph(transformation: Sequence[str], onnx: str) -> Argv:
+    """The same command for another ONNX file."""
+    place = list(transformation).index(_GRAPH) + 1
+    return (*transformation[:place], onnx, *transformation[place + 1 :])
 
 
 #: Precisions whose nets compute in one half-precision type from border to border.
@@ -71,21 +73,23 @@ def deploy(
     ``native_borders`` leaves out the casts from and to float32 at the inputs and outputs of a net
     that computes in half precision. In other nets it would make the borders integers.
     """
-    half = precision in HALF_PRECISIONS
+    built = PRECISIONS[precision]
+    if built.vendor_flag is None:
+        raise ValueError(f"{precision}: TPU-MLIR has no such precision")
     calibration = ("--calibration_table", thresholds) if thresholds else ()
     # Left out, BM1684X and BM1688 give a whole matrix one scale.
     per_channel = ("--matmul_perchannel",) if scale_per_channel and thresholds else ()
-    islands = ("--quantize_table", table) if table else ()
+    islands = (_TABLE, table) if table else ()
     addresses = ("--addr_mode", address_mode) if address_mode else ()
     searched = layer_group_search
     groups = () if searched is None else ("--shape_secs_search_strategy", str(searched))
-    borders = ("--quant_input", "--quant_output") if native_borders and half else ()
+    borders = ("--quant_input", "--quant_output") if native_borders and built.half else ()
     several_cores = ("--num_core", str(cores)) if cores > 1 else ()
     return (
         DEPLOY,
         *("--mlir", f"{net}.mlir"),
         *("--chip", chip),
-        *("--quantize", _QUANTIZE[precision]),
+        *("--quantize", built.vendor_flag),
         *calibration,
         *islands,
         *per_channel,
@@ -96,6 +100,22 @@ def deploy(
         *("--log_level", "1"),
         *("--model", f"{net}.bmodel"),
     )
+
+
+def calibration_files(deployment: Sequence[str]) -> tuple[str | None, str | None]:
+    """Thresholds and quantize table that a command of :func:`deploy` takes, None without one."""
+    following = dict(pairwise(deployment))
+    return following.get(_THRESHOLDS), following.get(_TABLE)
+
+
+def with_debug(deployment: Sequence[str]) -> Argv:
+    """The same command, which also leaves its modules: ``<net>_<chip>_<precision>_*_tpu.mlir``."""
+    return (*deployment, "--debug")
+
+
+def dump_tensors(mlir: str, inputs: str, result: str) -> Argv:
+    """Runs a module operator by operator, in the chip's number formats; keeps every tensor."""
+    return (RUNNER, "--input", inputs, "--model", mlir, "--dump_all_tensors", "--output", result)
 
 
 def combine(bmodels: Sequence[str], result: str) -> Argv:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import ToolError
-from configs.layout import TPU_ENVIRONMENT
+from configs.layout import REPOSITORY_ROOT, TPU_ENVIRONMENT
 from configs.load import shown
 from pipeline.tpu_tools.command_lines import tool
 
@@ -54,20 +54,33 @@ class MemoryBudget:
                 self._changed.notify_all()
 
 
-def shell_line(argv: Sequence[str], folder: Path) -> str:
-    """A command as a user would type it at the top of the checkout."""
-    program = shown(TPU_ENVIRONMENT / "bin" / argv[0])
-    depth = shown(folder)
-    up = os.path.relpath(".", depth) if not Path(depth).is_absolute() else None
-    if not Path(program).is_absolute() and up:
-        program = os.path.join(up, program)  # noqa: PTH118 - keeps leading ".." parts as typed
-    return f"(cd {shlex.quote(depth)} && {shlex.join((program, *argv[1:]))})"
+def _foreign() -> list[str]:
+    return sorted(name for name in os.environ if _FOREIGN.match(name))
+
+
+def _own() -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "PYTHONNOUSERSITE": "1"}
 
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what belongs to another Python or tool chain."""
-    kept = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k)}
-    return kept | {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "PYTHONNOUSERSITE": "1"}
+    foreign = _foreign()
+    return {k: v for k, v in os.environ.items() if k not in foreign} | _own()
+
+
+def shell_line(argv: Sequence[str], folder: Path) -> str:
+    """A command with its folder and environment, as typed at the top of the checkout."""
+    program = shown(TPU_ENVIRONMENT / "bin" / argv[0])
+    depth = shown(folder)
+    if not Path(program).is_absolute() and not Path(depth).is_absolute():
+        up = os.path.relpath(".", depth)
+        program = os.path.join(up, program)  # noqa: PTH118 - keeps leading ".." parts as typed
+    elif not Path(program).is_absolute():
+        program = str(REPOSITORY_ROOT / program)
+    removed = (part for name in _foreign() for part in ("-u", name))
+    added = (f"{name}={value}" for name, value in _own().items())
+    line = shlex.join(("env", *removed, *added, program, *argv[1:]))
+    return f"(cd {shlex.quote(depth)} && {line})"
 
 
 def telling_lines(log: Path) -> list[str]:
@@ -94,17 +107,24 @@ class VendorTools:
         self._stopped = False
 
     def run(
-        self, argv: Sequence[str], folder: Path, log: Path, *, timeout_s: float = TIMEOUT_S
-    ) -> None:
-        """Runs one tool in ``folder``, appending what it prints to ``log``.
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        log: Path,
+        *,
+        leaves: Sequence[str] = (),
+        timeout_s: float = TIMEOUT_S,
+    ) -> str:
+        """Runs one tool in ``folder``; returns what it printed, which ``log`` keeps.
 
         Raises:
-            ToolError: the tool is missing, failed, or ran too long; with the command, its exit
-                code, the lines that matter and the log's path. Or the build was given up.
+            ToolError: the tool is missing, failed, ran too long, or left a file of ``leaves`` out;
+                with the command, its exit code, the lines that matter and the log's path. Or the
+                build was given up.
         """
         line = shell_line(argv, folder)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
+        with log.open("wb") as stream:
             stream.write(f"$ {line}\n".encode())
             stream.flush()
             process = self._start([str(tool(argv[0])), *argv[1:]], folder, stream)
@@ -117,8 +137,13 @@ class VendorTools:
                 _kill(process)
                 with self._guard:
                     self._running.discard(process)
+        missing = [file for file in leaves if not (folder / file).is_file()]
         if code != 0:
             raise ToolError(_failure(argv, line, _outcome(code), log))
+        if missing:
+            outcome = f"ended with exit code 0 but left no {', '.join(missing)}"
+            raise ToolError(_failure(argv, line, outcome, log))
+        return log.read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
         """Ends every tool that runs, and lets none start any more."""

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import textwrap
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ..errors import ArtifactError, BackendError
 from ..files.manifests import (
@@ -22,13 +22,6 @@ from ..sessions.devices import HOST_TARGETS, SIMULATOR
 from ..simulator.session import find_python
 from ..tasks.artifacts import board_available
 from .tables import mebibytes, table
-
-#: The vendor's memory layouts for BLIP on SoC boards, in MiB: (npu, vpu, vpp).
-_LAYOUTS = {
-    "bm1684": (7615, 3072, 3072),
-    "bm1684x": (7615, 3072, 3072),
-    "bm1688": (6328, 0, 512),
-}
 
 
 def info(options: argparse.Namespace) -> int:
@@ -51,11 +44,10 @@ def info(options: argparse.Namespace) -> int:
             continue
         if index:
             print()
-        source = manifest.checkpoint.get("source", "?")
-        weights = str(manifest.checkpoint.get("weights_sha256", "?"))
+        checkpoint = manifest.checkpoint
         size = manifest.dimensions
         print(f"{manifest.pipeline}/{manifest.task}  ({folder})")
-        print(f"checkpoint  {source}  weights sha256 {weights[:16]}")
+        print(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
         print(
             f"model       image {manifest.image.height} x {manifest.image.width}, "
             f"{size.image_tokens} image tokens, {size.layers} text layers, {size.heads} heads of "
@@ -94,7 +86,7 @@ def _size_bytes(item: ComponentManifest) -> int:
 def _components(found: List[ComponentManifest]) -> str:
     rows = []
     for item in found:
-        for index, net in enumerate(item.stages):
+        for index, net in enumerate(item.compiled_nets):
             first = index == 0
             memory = item.device_memory_bytes
             rows.append(
@@ -117,7 +109,7 @@ def _signatures(found: List[ComponentManifest]) -> List[str]:
     """Shapes of every net; targets that share them are named together."""
     targets: Dict[Tuple[str, str, str], List[str]] = {}
     for item in found:
-        for net in item.stages:
+        for net in item.compiled_nets:
             shapes = f"{_shapes(net.inputs)} -> {_shapes(net.outputs)}"
             targets.setdefault((item.component, net.name, shapes), []).append(item.target)
     lines = []
@@ -157,26 +149,24 @@ def _totals(found: List[ComponentManifest], heap_mib: Optional[int]) -> List[str
         lines.append(f"{target} {precision}: {mebibytes(total)} MiB of files; tools: {versions}")
         memory = [item.device_memory_bytes for item in items if item.device_memory_bytes]
         if target not in HOST_TARGETS and memory:
-            lines.append("  " + _heap(target, sum(memory), heap_mib))
+            lines.append("  " + _heap(items[0].memory_layout_mib or {}, sum(memory), heap_mib))
     return lines
 
 
-def _heap(target: str, needed_bytes: int, heap_mib: Optional[int]) -> str:
+def _heap(layout: Mapping[str, int], needed_bytes: int, heap_mib: Optional[int]) -> str:
     needed_mib = -(-needed_bytes // (1 << 20))
-    layout = _LAYOUTS.get(target)
-    if layout is None and heap_mib is None:
-        return f"needs {needed_mib} MiB of NPU heap"
-    available = heap_mib if heap_mib is not None else layout[0] if layout else 0
+    most = layout.get("npu")
+    available = most if heap_mib is None else heap_mib
+    needs = f"needs {needed_mib} MiB of NPU heap"
+    if available is None:
+        return needs
     if needed_mib <= available:
         where = "the board's" if heap_mib is not None else "the vendor's layout for BLIP:"
-        return f"needs {needed_mib} MiB of NPU heap: fits {where} {available} MiB"
-    if layout is None or needed_mib > layout[0]:
-        return f"needs {needed_mib} MiB of NPU heap: does not fit {available} MiB; use fewer tasks"
-    npu, vpu, vpp = layout
-    return (
-        f"needs {needed_mib} MiB of NPU heap: does not fit {available} MiB; set it with "
-        f"memory_edit.sh -c -npu {npu} -vpu {vpu} -vpp {vpp}"
-    )
+        return f"{needs}: fits {where} {available} MiB"
+    if most is None or needed_mib > most:
+        return f"{needs}: does not fit {available} MiB; use fewer tasks"
+    sizes = " ".join(f"-{name} {size}" for name, size in layout.items())
+    return f"{needs}: does not fit {available} MiB; set it with memory_edit.sh -c {sizes}"
 
 
 def _record(item: ComponentManifest) -> Dict[str, Any]:
@@ -193,13 +183,13 @@ def _record(item: ComponentManifest) -> Dict[str, Any]:
                 "outputs": {spec.name: list(spec.shape) for spec in net.outputs},
                 "estimate_ms": net.latency_ms,
             }
-            for net in item.stages
+            for net in item.compiled_nets
         ],
         "files": {name: record.sha256 for name, record in item.files.items()},
         "size_bytes": _size_bytes(item),
         "device_memory_bytes": item.device_memory_bytes,
         "tools": dict(item.tools),
-        "rewrites": [rewrite.get("name") for rewrite in item.rewrites],
+        "rewrites": [rewrite.name for rewrite in item.rewrites],
     }
 
 
@@ -236,7 +226,7 @@ def _openvino_detail(core: Any, name: str) -> str:
 
 def _sail() -> List[Tuple[str, str, str]]:
     if not board_available():
-        return [("bm1684, bm1684x, bm1688", "-", "sophon-sail is not installed: no board")]
+        return [("SOPHON", "-", "sophon-sail is not installed: no board")]
     from sophon import sail
 
     count = int(sail.get_available_tpu_num())
@@ -249,5 +239,5 @@ def _simulator() -> List[Tuple[str, str, str]]:
     try:
         python = str(find_python())
     except BackendError as error:
-        return [("bm1684, bm1684x, bm1688", "-", str(error))]
-    return [("bm1684, bm1684x, bm1688", SIMULATOR, f"chip simulator of {python}")]
+        return [("SOPHON", "-", str(error))]
+    return [("SOPHON", SIMULATOR, f"chip simulator of {python}")]

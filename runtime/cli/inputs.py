@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InputError
-from ..preprocessing.images import IMAGE_SUFFIXES
+from ..files.csv_rows import open_csv
+from ..files.image_names import image_files
 
 _IMAGE_COLUMN = "image"
 
@@ -39,9 +39,9 @@ def image_paths(names: Sequence[str], *, recursive: bool = False) -> List[Path]:
         try:
             if path.is_dir():
                 inside = path.rglob("*") if recursive else path.iterdir()
-                found = _images(inside)
+                found = image_files(inside)
             elif not path.exists() and glob.has_magic(name):
-                found = _images(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+                found = image_files(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
             else:
                 paths.append(path)
                 continue
@@ -80,52 +80,26 @@ def work_items(
     return list(_rows(table, folder, column))
 
 
-def _images(paths: Iterable[Path]) -> List[Path]:
-    return sorted(
-        path
-        for path in paths
-        # Hidden files with an image's suffix are other programs' notes, not images.
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and not path.is_dir()
-    )
-
-
 def _rows(table: Path, folder: Path, column: str) -> Iterator[WorkItem]:
     """One item per run of rows with the same image, so that it is encoded once."""
+    needed = (_IMAGE_COLUMN, column)
+    file = open_csv(table, ",".join(needed))
+    missing = [name for name in needed if name not in file.columns]
+    if missing:
+        raise InputError(
+            f"{file.place(1)}: no column '{missing[0]}'; the first line must name "
+            f"{','.join(needed)}, it names {','.join(file.columns)}"
+        )
     image, texts = "", []  # type: str, List[str]
-    for line, row in _records(table, column):
-        name, text = (row.get(_IMAGE_COLUMN) or "").strip(), (row.get(column) or "").strip()
-        if not name or not text:
-            empty = _IMAGE_COLUMN if not name else column
-            raise InputError(f"{table}:{line}: column '{empty}' is empty; fill it or drop the row")
-        if name != image and texts:
+    for line, row in file.rows():
+        empty = [name for name in needed if not row[name]]
+        if empty:
+            raise InputError(
+                f"{file.place(line)}: column '{empty[0]}' is empty; fill it or drop the row"
+            )
+        if row[_IMAGE_COLUMN] != image and texts:
             yield WorkItem(folder / image, tuple(texts))
             texts = []
-        image = name
-        texts.append(text)
-    if not texts:
-        raise InputError(f"{table}: no rows below its header")
+        image = row[_IMAGE_COLUMN]
+        texts.append(row[column])
     yield WorkItem(folder / image, tuple(texts))
-
-
-def _records(table: Path, column: str) -> Iterator[Tuple[int, Dict[str, str]]]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            missing = [n for n in (_IMAGE_COLUMN, column) if n not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{table}:1: no column '{missing[0]}'; the header must name "
-                    f"{_IMAGE_COLUMN} and {column}"
-                )
-            for row in reader:
-                # Fields that no column takes lie under None.
-                if None in row:
-                    raise InputError(
-                        f"{table}:{reader.line_num}: more fields than the header's "
-                        f"{len(reader.fieldnames or ())}; put quotes around texts with commas"
-                    )
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--csv {table}: cannot be read ({error})") from None

@@ -57,15 +57,23 @@ def check_files(
     """
     for name, record in files.items():
         path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: missing (listed in {manifest.name}); rebuild or copy it")
-        size_bytes = path.stat().st_size
-        if size_bytes != record.size_bytes:
+        try:
+            if not path.is_file():
+                raise ArtifactError(
+                    f"{path}: missing (listed in {manifest.name}); rebuild or copy it"
+                )
+            size_bytes = path.stat().st_size
+            if size_bytes != record.size_bytes:
+                raise ArtifactError(
+                    f"{path}: {size_bytes} bytes, {manifest.name} says {record.size_bytes}; "
+                    "rebuild the artifact or copy it again"
+                )
+            same = not digests or _has_digest(path, record, remembered=remembered)
+        except OSError as error:
             raise ArtifactError(
-                f"{path}: {size_bytes} bytes, {manifest.name} says {record.size_bytes}; "
-                "rebuild the artifact or copy it again"
-            )
-        if digests and not _has_digest(path, record, remembered=remembered):
+                f"{path}: cannot be read ({error.strerror}); give rights to it or copy it again"
+            ) from None
+        if not same:
             raise ArtifactError(
                 f"{path}: SHA-256 differs from {manifest.name}; rebuild the artifact or copy it "
                 "again (--no-verify-digest loads it anyway)"

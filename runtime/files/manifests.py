@@ -1,20 +1,18 @@
-"""Reads the manifests of artifacts (docs/manifest.md) with the standard library only."""
+"""Manifests: the one contract between stages (docs/manifest.md), read and written here alone."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterator, Literal, Mapping, Optional, Tuple, Type, TypeVar
 
 from ..errors import ArtifactError
 from .integrity import FileRecord, check_files
 from .nets import HostLookup as HostLookup
 from .nets import Net as Net
-from .nets import State as State
-from .nets import TensorLayout as TensorLayout
 from .nets import TensorSpec as TensorSpec
-from .nets import read_net, safe_name
+from .records import check_names, from_json
 
 SCHEMA_VERSION = 1
 TASK_MANIFEST = "manifest.json"
@@ -23,48 +21,150 @@ REFERENCE_DATA_SUFFIX = ".reference.npz"
 
 
 @dataclass(frozen=True)
-class ComponentManifest:
-    """One artifact: its nets, files and provenance. ``path`` is the manifest's own path."""
+class Rewrite:
+    """A graph rewrite and the proof that it changed nothing."""
 
+    name: str
+    reason: str
+    sites: int
+    #: largest absolute difference against the plain graph under onnxruntime
+    max_abs_error: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Identity of the weights an artifact was made from."""
+
+    source: str
+    revision: Optional[str]
+    weights_sha256: str
+    architecture: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """What building it cost."""
+
+    seconds: float
+    peak_memory_bytes: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class QuantizedNet:
+    """What became integers in one net."""
+
+    #: the quantize table, a file beside the BModel
+    table: str
+    #: the thresholds that its compiler was given, a file beside the BModel
+    thresholds: str
+    #: ``search``, or the file that the pipeline file named
+    source: str
+    #: operations of the table's net that compute on integers, and those in float
+    integer_operations: int
+    float_operations: int
+    #: share of all multiplications that is done on integers
+    integer_share: float
+    #: relative error of the outputs against float, as measured on calibration inputs; null if given
+    measured_error: Optional[float]
+
+    def __post_init__(self) -> None:
+        check_names("table", self.table)
+        check_names("thresholds", self.thresholds)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How integers were calibrated (docs/quantization.md)."""
+
+    source: str
+    samples: int
+    seed: int
+    #: digest of the examples
+    digest: str
+    method: str
+    nets: Mapping[str, QuantizedNet]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Token ids and text handling of a checkpoint."""
+
+    start_token_id: int
+    end_token_id: int
+    pad_token_id: int
+    cls_token_id: int
+    enc_token_id: Optional[int]
+    vocabulary_size: int
+    question_start: Literal["cls", "enc"]
+    maximum_positions: int
+    lower_case: bool
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """The checkpoint's image processor: size in pixels, filter name, scale and normalisation."""
+
+    height: int
+    width: int
+    resample: Literal["bicubic", "bilinear", "nearest", "lanczos"]
+    rescale_factor: float
+    mean: Tuple[float, float, float]
+    std: Tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of the model."""
+
+    layers: int
+    heads: int
+    head_size: int
+    hidden_size: int
+    vision_hidden_size: int
+    image_tokens: int
+    feature_size: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class ShapeVariants:
+    """Further lengths that chips' nets were compiled for."""
+
+    batch: Tuple[int, ...] = ()
+    text_tokens: Tuple[int, ...] = ()
+    past_tokens: Tuple[int, ...] = ()
+    beams: Tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StaticShapes:
+    """Lengths that fixed-shape artifacts were compiled for."""
+
+    batch: int
+    text_tokens: int
+    past_tokens: Optional[int] = None
+    variants: ShapeVariants = ShapeVariants()
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What all manifests say."""
+
+    kind: ClassVar[str]
+
+    #: the manifest's own path; not in the file
     path: Path
     pipeline: str
     task: str
-    component: str
-    target: str
-    precision: str
-    nets: Tuple[Net, ...]
     files: Mapping[str, FileRecord]
     key: str
-    tools: Mapping[str, str] = field(default_factory=dict)
-    rewrites: Tuple[Mapping[str, Any], ...] = ()
-    weights_sha256: Optional[str] = None
-    device_memory_bytes: Optional[int] = None
-    #: what the component really is where that differs from ``precision``, the set it belongs to
-    built_as: Optional[str] = None
-    #: other components of the task that this artifact's nets compute as well
-    includes: Tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_names("files", *self.files)
 
     @property
     def folder(self) -> Path:
         """The folder that file names are relative to."""
         return self.path.parent
-
-    @property
-    def stages(self) -> Tuple[Net, ...]:
-        """All nets, each with its variants."""
-        return tuple(stage for net in self.nets for stage in net.stages)
-
-    def net(self, name: str) -> Net:
-        """The net called ``name``.
-
-        Raises:
-            ArtifactError: the artifact has no such net.
-        """
-        for net in self.nets:
-            if net.name == name:
-                return net
-        known = ", ".join(net.name for net in self.nets)
-        raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
 
     @property
     def runtime_files(self) -> Dict[str, FileRecord]:
@@ -87,141 +187,140 @@ class ComponentManifest:
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """Token ids and text handling of a checkpoint."""
+class ComponentManifest(_Manifest):
+    """One artifact: written last, so its existence means that its files are complete."""
 
-    start_token_id: int
-    end_token_id: int
-    pad_token_id: int
-    cls_token_id: int
-    enc_token_id: Optional[int]
-    vocabulary_size: int
-    question_start: str
-    maximum_positions: int
-    lower_case: bool
+    kind = "component"
 
+    component: str
+    target: str
+    #: the set this artifact belongs to, by which it is selected
+    precision: str
+    nets: Tuple[Net, ...]
+    key_inputs: Mapping[str, Any]
+    tools: Mapping[str, str]
+    checkpoint: Checkpoint
+    build: Build
+    #: what this component really is within the set, where that differs (vision encoder ``int8``,
+    #: text decoder ``w8f16`` in one ``int8`` set)
+    built_as: Optional[str] = None
+    #: other components of the task that this artifact's nets compute as well
+    includes: Tuple[str, ...] = ()
+    rewrites: Tuple[Rewrite, ...] = ()
+    commands: Tuple[Tuple[str, ...], ...] = ()
+    device_memory_bytes: Optional[int] = None
+    #: the vendor's memory layout for the chip's SoC: MiB by name, ``npu``, ``vpu``, ``vpp``
+    memory_layout_mib: Optional[Mapping[str, int]] = None
+    #: precision int8: what it was calibrated with, and what became integers (sophon)
+    quantization: Optional[Quantization] = None
 
-@dataclass(frozen=True)
-class ImageSettings:
-    """The checkpoint's image processor: size in pixels, filter name, scale and normalisation."""
+    @property
+    def compiled_nets(self) -> Tuple[Net, ...]:
+        """All nets, each in every shape that it was compiled for."""
+        return tuple(shape for net in self.nets for shape in net.shapes)
 
-    height: int
-    width: int
-    resample: str
-    rescale_factor: float
-    mean: Tuple[float, ...]
-    std: Tuple[float, ...]
+    def net(self, name: str) -> Net:
+        """The net called ``name``.
 
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Sizes of the model."""
-
-    layers: int
-    heads: int
-    head_size: int
-    hidden_size: int
-    vision_hidden_size: int
-    image_tokens: int
-    feature_size: Optional[int] = None
-
-
-@dataclass(frozen=True)
-class StaticShapes:
-    """Lengths that fixed-shape artifacts were compiled for."""
-
-    batch: int
-    text_tokens: int
-    past_tokens: Optional[int] = None
+        Raises:
+            ArtifactError: the artifact has no such net.
+        """
+        for net in self.nets:
+            if net.name == name:
+                return net
+        known = ", ".join(net.name for net in self.nets)
+        raise ArtifactError(f"{self.path}: nets: no net '{name}' (it has {known}); rebuild it")
 
 
 @dataclass(frozen=True)
-class TaskManifest:
-    """What must be known about a task, whatever the target. ``path`` is the manifest's own path."""
+class TaskManifest(_Manifest):
+    """What must be known about a task, whatever the target; its files are the processor's."""
 
-    path: Path
-    pipeline: str
-    task: str
+    kind = "task"
+
+    checkpoint: Checkpoint
     components: Tuple[str, ...]
     text: TextSettings
     image: ImageSettings
     dimensions: Dimensions
     shapes: StaticShapes
-    files: Mapping[str, FileRecord]
-    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CombinedManifest(_Manifest):
+    """All nets of a task for one target and precision in one file."""
+
+    kind = "combined"
+
+    target: str
+    precision: str
+    key_inputs: Mapping[str, Any]
+    commands: Tuple[Tuple[str, ...], ...]
+    #: of the whole file
+    device_memory_bytes: int
+    tools: Mapping[str, str]
+    #: component -> key of the artifact that went in
+    components: Mapping[str, str]
+    build: Build
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.files) != 1:
+            raise ValueError(f"files: {len(self.files)} files, must be one")
 
     @property
-    def folder(self) -> Path:
-        """The task folder."""
-        return self.path.parent
-
-    def check_files(self, *, digests: bool = True, remembered: bool = False) -> None:
-        """Checks the processor files as ``ComponentManifest.check_files`` does."""
-        check_files(self.path, self.folder, self.files, digests=digests, remembered=remembered)
+    def file(self) -> str:
+        """Name of the one file."""
+        return next(iter(self.files))
 
 
-def read_task_manifest(path: Path) -> TaskManifest:
-    """Reads ``manifest.json`` of a task folder.
-
-    Raises:
-        ArtifactError: missing, damaged, or written in a newer schema version.
-    """
-    data = _read(path, "task")
-    where = str(path)
-    try:
-        image = data["image"]
-        return TaskManifest(
-            path=path,
-            pipeline=str(data["pipeline"]),
-            task=str(data["task"]),
-            components=tuple(data["components"]),
-            text=TextSettings(**_only(TextSettings, data["text"])),
-            image=ImageSettings(
-                height=int(image["height"]),
-                width=int(image["width"]),
-                resample=str(image["resample"]),
-                rescale_factor=float(image["rescale_factor"]),
-                mean=tuple(float(v) for v in image["mean"]),
-                std=tuple(float(v) for v in image["std"]),
-            ),
-            dimensions=Dimensions(**_only(Dimensions, data["dimensions"])),
-            shapes=StaticShapes(**_only(StaticShapes, data["shapes"])),
-            files=_files(data["files"], where),
-            checkpoint=data.get("checkpoint") or {},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(path, error) from None
+AnyManifest = TypeVar("AnyManifest", TaskManifest, ComponentManifest, CombinedManifest)
 
 
-def read_component_manifest(path: Path) -> ComponentManifest:
-    """Reads a ``<stem>.manifest.json``.
+def read_manifest(kind: Type[AnyManifest], path: Path, *, unknown: bool = True) -> AnyManifest:
+    """Reads a manifest.
+
+    Args:
+        kind: which one it must be.
+        path: the file.
+        unknown: keys that a later writer of the same schema version adds are no error.
 
     Raises:
         ArtifactError: missing, damaged, newer than this reader, or naming files outside its folder.
     """
-    data = _read(path, "component")
-    where = str(path)
     try:
-        memory = data.get("device_memory_bytes")
-        return ComponentManifest(
-            path=path,
-            pipeline=str(data["pipeline"]),
-            task=str(data["task"]),
-            component=str(data["component"]),
-            target=str(data["target"]),
-            precision=str(data["precision"]),
-            nets=tuple(read_net(net, where) for net in data["nets"]),
-            files=_files(data["files"], where),
-            key=str(data["key"]),
-            tools=data.get("tools") or {},
-            rewrites=tuple(data.get("rewrites") or ()),
-            weights_sha256=(data.get("checkpoint") or {}).get("weights_sha256"),
-            device_memory_bytes=None if memory is None else int(memory),
-            built_as=data.get("built_as"),
-            includes=tuple(str(name) for name in data.get("includes") or ()),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{path}: no such manifest; build or copy the artifact first") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(f"{path}: cannot be read ({reason}); copy it again") from None
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
+    if not isinstance(data, dict):
+        raise _damaged(path, "not an object")
+    version = data.pop("schema_version", None)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: schema_version {str(version)[:20]} is newer than this version reads "
+            f"({SCHEMA_VERSION}); update it, or rebuild the artifact"
+        )
+    if version != SCHEMA_VERSION or data.pop("kind", None) != kind.kind:
+        raise _damaged(path, f"not a {kind.kind} manifest of schema_version {SCHEMA_VERSION}")
+    try:
+        return from_json(kind, {**data, "path": path}, unknown=unknown)
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
+def read_task_manifest(path: Path) -> TaskManifest:
+    """Reads ``manifest.json`` of a task folder; see ``read_manifest``."""
+    return read_manifest(TaskManifest, path)
+
+
+def read_component_manifest(path: Path) -> ComponentManifest:
+    """Reads a ``<stem>.manifest.json``; see ``read_manifest``."""
+    return read_manifest(ComponentManifest, path)
 
 
 def component_manifests(folder: Path) -> Iterator[ComponentManifest]:
@@ -230,48 +329,23 @@ def component_manifests(folder: Path) -> Iterator[ComponentManifest]:
         yield read_component_manifest(path)
 
 
-def _read(path: Path, kind: str) -> Dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such manifest; build or copy the artifact first") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); copy it again") from None
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: damaged manifest (not an object); rebuild the artifact")
-    version = data.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path}: schema_version {version} is newer than this runtime reads "
-            f"({SCHEMA_VERSION}); update the runtime"
-        )
-    if version != SCHEMA_VERSION or data.get("kind") != kind:
-        raise ArtifactError(
-            f"{path}: not a {kind} manifest of schema_version {SCHEMA_VERSION}; rebuild it"
-        )
+def manifest_data(manifest: AnyManifest) -> Dict[str, Any]:
+    """What a manifest's file holds."""
+    data = {"schema_version": SCHEMA_VERSION, "kind": manifest.kind, **asdict(manifest)}
+    del data["path"]
     return data
 
 
-def _files(data: Mapping[str, Mapping[str, Any]], where: str) -> Dict[str, FileRecord]:
-    return {
-        safe_name(name, f"{where}: files"): FileRecord(
-            sha256=str(record["sha256"]), size_bytes=int(record["size_bytes"])
-        )
-        for name, record in data.items()
-    }
+def manifest_text(manifest: AnyManifest) -> str:
+    """The content of a manifest's file: indented, trailing newline."""
+    data = manifest_data(manifest)
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _only(kind: Any, data: Mapping[str, Any]) -> Dict[str, Any]:
-    # Keys that a later writer of the same schema version adds are not an error.
-    return {key: data[key] for key in kind.__dataclass_fields__ if key in data}
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
-def _damaged(path: Path, error: BaseException) -> ArtifactError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, KeyError):
-        reason = f"key {reason} is missing"
-    return ArtifactError(f"{path}: damaged manifest ({reason}); rebuild the artifact")
+def _damaged(path: Path, reason: Any) -> ArtifactError:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return ArtifactError(f"{path}: damaged manifest ({text}); rebuild the artifact")

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import List, Mapping, Optional
 
-from ..errors import ArtifactError
-from .integrity import FileRecord
-from .manifests import SCHEMA_VERSION, ComponentManifest
-from .nets import Net, safe_name
+from .manifests import CombinedManifest, ComponentManifest, read_manifest
+from .nets import Net
 
 COMBINED_SUFFIX = ".combined.json"
 
 
-@dataclass(frozen=True)
-class TaskFile:
-    """The file that holds all nets of a task for one target and precision."""
-
-    path: Path
-    file: str
-    record: FileRecord
-    device_memory_bytes: int
-    #: component -> key of the artifact that went in
-    keys: Mapping[str, str]
-
-
 def task_file(
     folder: Path, target: str, precision: str, components: Mapping[str, str]
-) -> Optional[TaskFile]:
+) -> Optional[CombinedManifest]:
     """The combined file of these components, or None where there is none.
 
     Args:
@@ -43,38 +28,12 @@ def task_file(
         ArtifactError: the description of a combined file is damaged.
     """
     for path in sorted(folder.glob("*" + COMBINED_SUFFIX)):
-        found = read_task_file(path, target, precision)
-        if found is None or dict(found.keys) != dict(components):
+        found = read_manifest(CombinedManifest, path)
+        if (found.target, found.precision) != (target, precision):
             continue
-        model = folder / found.file
-        if model.is_file():
+        if dict(found.components) == dict(components) and (folder / found.file).is_file():
             return found
     return None
-
-
-def read_task_file(path: Path, target: str, precision: str) -> Optional[TaskFile]:
-    """Reads the description of a combined file; None if it is another target's or set's.
-
-    Raises:
-        ArtifactError: damaged, or names a file outside its folder.
-    """
-    try:
-        data: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema_version"] != SCHEMA_VERSION or data["kind"] != "combined":
-            raise ValueError("not a combined file of this schema version")
-        if (data["target"], data["precision"]) != (target, precision):
-            return None
-        ((name, record),) = data["files"].items()
-        return TaskFile(
-            path=path,
-            file=safe_name(name, f"{path}: files"),
-            record=FileRecord(str(record["sha256"]), int(record["size_bytes"])),
-            device_memory_bytes=int(data["device_memory_bytes"]),
-            keys={str(key): str(value) for key, value in data["components"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ArtifactError(f"{path}: damaged ({reason}); rebuild it, or delete it") from None
 
 
 def in_one_file(chosen: List[ComponentManifest]) -> List[ComponentManifest]:
@@ -92,18 +51,18 @@ def in_one_file(chosen: List[ComponentManifest]) -> List[ComponentManifest]:
     return [_pointed(item, found) for item in chosen]
 
 
-def _pointed(item: ComponentManifest, found: TaskFile) -> ComponentManifest:
-    own = {stage.file for net in item.nets for stage in net.stages}
+def _pointed(item: ComponentManifest, found: CombinedManifest) -> ComponentManifest:
+    own = {net.file for net in item.compiled_nets}
     files = {name: record for name, record in item.files.items() if name not in own}
     return replace(
         item,
         nets=tuple(_moved(net, found.file) for net in item.nets),
-        files={**files, found.file: found.record},
+        files={**files, **found.files},
         # Of the whole file, all of which is loaded with the first component.
         device_memory_bytes=found.device_memory_bytes,
     )
 
 
 def _moved(net: Net, file: str) -> Net:
-    variants = tuple(replace(stage, file=file) for stage in net.variants)
+    variants = tuple(replace(one, file=file) for one in net.variants)
     return replace(net, file=file, variants=variants)

@@ -102,10 +102,11 @@ def prune(
     an entry mapped keeps it.
     """
     entries: List[Tuple[float, int, Path]] = []
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            found = path.stat()
-            entries.append((found.st_mtime, found.st_size, path))
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                entries.append((found.st_mtime, found.st_size, path))
     total, count, now = sum(size for _, size, _ in entries), len(entries), time.time()
     for used, size, path in sorted(entries):
         abandoned = path.name.endswith(_UNFINISHED) and now - used > _STALE_SECONDS

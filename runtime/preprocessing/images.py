@@ -35,12 +35,6 @@ MAXIMUM_FILE_BYTES = 512 << 20
 _COMMON_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHER_FORMATS = ("WEBP", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO", "TGA")
 
-#: File names that a folder of images is searched for.
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm"),
-    *(".webp", ".tif", ".tiff", ".jp2", ".avif", ".ico", ".tga"),
-)
-
 _warnings_lock = threading.Lock()
 
 

@@ -44,7 +44,7 @@ class SailSession(Session):
         self._sail: Any = sail
         device = self._device_index()
         self._engines: Dict[str, Any] = {}
-        for net in self.manifest.stages:
+        for net in self.manifest.compiled_nets:
             path = self.manifest.folder / net.file
             if net.file not in self._engines:
                 mode = sail.IOMode.DEVIO

@@ -8,6 +8,7 @@ any number of processes may start at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -65,7 +66,7 @@ def load_or_compile(
             entry.
         device: a real device.
         settings: what to compile with.
-        folder: from ``cache_folder``.
+        folder: from ``compiled_models``.
         name: from ``entry_name``.
 
     Returns:
@@ -80,7 +81,8 @@ def load_or_compile(
             return found
         except Exception:
             # Whatever is wrong with an entry, compiling makes a new one.
-            path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()
     model, weights = make_model()
     compiled = core.compile_model(model, device, settings)
     _write(compiled, folder, name)

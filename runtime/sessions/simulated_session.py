@@ -19,7 +19,7 @@ class SimulatedSession(Session):
     def _load(self) -> None:
         chip = self.manifest.target
         self._files: Dict[str, SimulatorSession] = {}
-        for net in self.manifest.stages:
+        for net in self.manifest.compiled_nets:
             if net.file not in self._files:
                 path = self.manifest.folder / net.file
                 self._files[net.file] = self._pool.take(path, partial(SimulatorSession, path, chip))

@@ -34,7 +34,6 @@ class BModelTensor:
         self.array_dtype: str = described["array_dtype"]
         #: quantisation; 1 and 0 where the tensor is not quantised
         self.scale: float = described["scale"]
-        self.zero_point: int = described["zero_point"]
 
     def __repr__(self) -> str:
         return f"{self.name} {self.dtype}{list(self.shape)}"

@@ -69,7 +69,7 @@ class SimulatorSession:
 
         Args:
             bmodel_path: file with one or more nets.
-            chip: ``bm1684``, ``bm1684x`` or ``bm1688``.
+            chip: as TPU-MLIR calls it, e.g. ``bm1684x``.
             python: the TPU-MLIR environment's interpreter, see :func:`find_python`.
             log_path: file for what the simulator prints; by default a temporary file, kept on
                 failure only.

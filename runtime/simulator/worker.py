@@ -50,8 +50,9 @@ def _package() -> Path:
 def _restart_with_chip(package: Path, chip: str) -> None:
     """Starts this program again with the chip's simulator as its private ``libcmodel.so``.
 
-    The driver library opens whatever is called ``libcmodel.so``. The vendor's tools flip one shared
-    link in the installation, so two chips cannot be simulated at once; a link per process can.
+    The driver library opens whatever is called ``libcmodel.so``, and some chips have a driver of
+    their own. The vendor's tools flip shared links in the installation, so two chips cannot be
+    simulated at once; links per process can.
     """
     library = package / "lib" / f"libcmodel_{chip}.so"
     if not library.is_file():
@@ -59,6 +60,11 @@ def _restart_with_chip(package: Path, chip: str) -> None:
         raise WorkerError(f"no simulator for chip '{chip}'; this tpu_mlir has {', '.join(known)}")
     links = tempfile.mkdtemp(prefix="blip-edge-simulator-")
     Path(links, "libcmodel.so").symlink_to(library)
+    for name in (f"libbmlib_{chip}.so.0", "libbmlib.so"):
+        driver = package / "lib" / name
+        if driver.is_file():
+            Path(links, "libbmlib.so.0").symlink_to(driver)
+            break
     search = [links, str(package / "lib"), str(package / "lib" / "third_party")]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(search)
     os.environ[LINK_FOLDER_VARIABLE] = links
@@ -89,17 +95,16 @@ def _described(tensor: Any) -> Dict[str, Any]:
         "dtype": tensor.dtype,
         "array_dtype": tensor.data.dtype.name,
         "scale": tensor.qscale,
-        "zero_point": tensor.qzero_point,
     }
 
 
-def _relieved(chip: ctypes.CDLL) -> Optional[Scheduling]:
+def _relieved(chip: ctypes.CDLL, driver: ctypes.CDLL) -> Optional[Scheduling]:
     """Redirected waits, or None where they stay the vendor's: slow, and otherwise the same."""
     if os.environ.get(WAITS_VARIABLE) == "vendor":
         return None
     try:
         scheduling = Scheduling()
-        redirected = scheduling.relieve(chip, ctypes.CDLL("libbmlib.so.0"))
+        redirected = scheduling.relieve(chip, driver)
     except OSError as error:  # e.g. a system that forbids executable memory
         print(f"waits not redirected, calls will be slow: {error}", flush=True)
         return None
@@ -112,9 +117,9 @@ class Simulator:
 
     def __init__(self, package: Path, model: str, links: str) -> None:
         # Loaded first: the driver library's own request for "libcmodel.so" then gets this one.
-        chip = ctypes.CDLL("libcmodel.so")
+        chip, driver = ctypes.CDLL("libcmodel.so"), ctypes.CDLL("libbmlib.so.0")
         shutil.rmtree(links, ignore_errors=True)
-        self._scheduling = _relieved(chip)
+        self._scheduling = _relieved(chip, driver)
         sys.path.append(str(package / "python"))
         vendor = importlib.import_module("pyruntime_bm")
         # Kept for as long as the process lives: nets refer to it.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import threading
 from pathlib import Path
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 from ..errors import ArtifactError
 from ..files.manifests import (
@@ -21,9 +22,6 @@ from ..sessions.devices import HOST_TARGETS, SIMULATOR, check_device
 from ..sessions.file_pool import FilePool
 from ..sessions.opening import open_session
 from ..sessions.session import Session, SessionOptions
-
-#: Which precision to take when a target has several and none is named: integers only when asked.
-_PRECISION_ORDER = ("f16", "bf16", "f32", "w8f16", "w8bf16", "int8", "w4f16", "w4bf16", "int4")
 
 
 class Artifacts:
@@ -142,6 +140,16 @@ def board_available() -> bool:
         return False
 
 
+def _preference(precision: str) -> Tuple[bool, int, str]:
+    """Greatest for what is taken where none is named: half precision, float32, then integers.
+
+    The first number in a precision's name is the bits of a stored weight (docs/manifest.md).
+    """
+    number = re.search("[0-9]+", precision)
+    bits = int(number.group()) if number else 0
+    return bits == 16, bits, precision
+
+
 def _choose(
     found: List[ComponentManifest], manifest: TaskManifest, target: str, precision: Optional[str]
 ) -> List[ComponentManifest]:
@@ -153,7 +161,7 @@ def _choose(
         )
     offered = {item.precision for item in of_target}
     if precision is None:
-        precision = next((name for name in _PRECISION_ORDER if name in offered), min(offered))
+        precision = max(offered, key=_preference)
     by_component = {item.component: item for item in of_target if item.precision == precision}
     included = {name for item in by_component.values() for name in item.includes}
     wanted = [name for name in manifest.components if name not in included]

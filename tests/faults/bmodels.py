@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def manifest_of(folder: Path, component: str, target: str) -> Path:
 def resealed(path: Path) -> None:
     """The manifest agrees with the files beside it."""
     data = json.loads(path.read_text())
-    data["files"] = {name: file_record(path.parent / name).model_dump() for name in data["files"]}
+    data["files"] = {name: asdict(file_record(path.parent / name)) for name in data["files"]}
     path.write_text(json.dumps(data))
 
 

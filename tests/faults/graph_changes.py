@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def reseal(path: Path) -> None:
     """Makes the component's manifest agree with a changed file."""
     (manifest,) = [m for m in path.parent.glob("*.manifest.json") if path.stem == m.name[:-14]]
     data = json.loads(manifest.read_text())
-    data["files"][path.name] = file_record(path).model_dump()
+    data["files"][path.name] = asdict(file_record(path))
     manifest.write_text(json.dumps(data))
 
 

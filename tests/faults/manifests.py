@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def processor(name: str, change: Callable[[Data], None]) -> Callable[[Path], Non
         assert json.dumps(data) != before
         path.write_text(json.dumps(data))
         sealed = json.loads((folder / "manifest.json").read_text())
-        sealed["files"][f"processor/{name}"] = file_record(path).model_dump()
+        sealed["files"][f"processor/{name}"] = asdict(file_record(path))
         (folder / "manifest.json").write_text(json.dumps(sealed))
 
     return plant

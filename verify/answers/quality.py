@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from configs.schema import PipelineConfig, QualityGate, Task
+from configs.tolerances import Gate, load_tolerances
 from verify.answers.cases import Case
 from verify.answers.metrics.answers import exact_answer, soft_accuracy
 from verify.answers.metrics.bootstrap import compare
 from verify.answers.metrics.captions import Cider, bleu_counts, corpus_bleu, exact_match
-from verify.answers.metrics.gates import gate_of, judged
+from verify.answers.metrics.gates import fitting, gate_of, judged
 from verify.answers.metrics.statistics import AreaUnderCurve, Statistic, mean
-from verify.artifacts import TargetArtifacts
+from verify.artifacts import TargetArtifacts, arithmetic
 from verify.results import Check
 
 #: Paired bootstrap of a drop (verify/answers/metrics/bootstrap.py).
@@ -54,6 +55,26 @@ def named_gate(
         return None
     name, gate = found
     return NamedGate(gate, f"{file}: verify.gates.{task}.{name}")
+
+
+def asked_agreement(
+    pipeline: PipelineConfig, task: Task, artifacts: TargetArtifacts, mode: str, file: str
+) -> Gate | None:
+    """The share of equal answers that a pipeline file asks for, or None where it says nothing."""
+    gates = pipeline.verify.gates.get(task, {})
+    found = fitting(gates, target=artifacts.name, precision=artifacts.precision, mode=mode)
+    for name, gate in found:
+        if gate.min_agreement is not None:
+            return Gate(gate.min_agreement, f"{file}: verify.gates.{task}.{name}")
+    return None
+
+
+def usual_agreement(artifacts: TargetArtifacts, mode: str) -> Gate:
+    """The share of equal answers where a pipeline file says none."""
+    computed = arithmetic(artifacts, mode)
+    return load_tolerances().gate(
+        target=artifacts.name, precision=artifacts.precision, arithmetic=computed
+    )
 
 
 def text_quality(

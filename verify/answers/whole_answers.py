@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Precision
-from configs.tolerances import Gate, ScoreTolerance, source
+from configs.precisions import Arithmetic
+from configs.tolerances import Gate, ScoreTolerance, record
 from runtime.preprocessing.tokenization import TextTokenizer
 from runtime.tasks.answering import QuestionAnswerer
 from runtime.tasks.captioning import Captioner
@@ -94,7 +94,7 @@ def token_check(
             for case, answer, tokens, equal in zip(cases, expected, found, same, strict=True)
         ][:QUOTED_EXAMPLES],
     }
-    return Check(subject, len(same), metrics, _gate_record(gate), tuple(problems))
+    return Check(subject, len(same), metrics, gate_record(gate), tuple(problems))
 
 
 def score_check(
@@ -104,7 +104,7 @@ def score_check(
     found: Sequence[Match],
     gate: Gate,
     tolerance: ScoreTolerance,
-    arithmetic: Precision,
+    arithmetic: Arithmetic,
 ) -> Check:
     """Decisions by gate; probabilities and cosines by tolerance."""
     probabilities = np.array([match.probability for match in found], dtype=np.float64)
@@ -122,13 +122,13 @@ def score_check(
         "probability": float(np.abs(probabilities - wanted).max(initial=0.0)),
         "similarity": float(np.abs(cosines - wanted_cosines).max(initial=0.0)),
     }
-    limits = {
+    bounds = {
         "probability": tolerance.max_probability_error,
         "similarity": tolerance.max_similarity_error,
     }
     for name, error in errors.items():
-        if not error <= limits[name]:
-            problems.append(f"{name} error {error:.2e} exceeds {limits[name]:.1e}")
+        if not error <= bounds[name]:
+            problems.append(f"{name} error {error:.2e} exceeds {bounds[name]:.1e}")
     if len(wanted) > 1 and (np.ptp(wanted) == 0.0 or np.ptp(wanted_cosines) == 0.0):
         problems.append("the checkpoint gives every pair one score: comparing it proves nothing")
     truth = np.array([case.truth is True for case in cases])
@@ -158,14 +158,9 @@ def score_check(
             for case, answer, match, equal in zip(cases, expected, found, same, strict=True)
         ][:QUOTED_EXAMPLES],
     }
-    record = {
-        **_gate_record(gate),
-        "max_probability_error": tolerance.max_probability_error,
-        "max_similarity_error": tolerance.max_similarity_error,
-        "score_source": source(tolerance),
-        "reason": tolerance.reason,
-    }
-    return Check(subject, len(same), metrics, record, tuple(problems))
+    scores = record(tolerance)
+    limits = {**scores, "score_source": scores["source"], **gate_record(gate)}
+    return Check(subject, len(same), metrics, limits, tuple(problems))
 
 
 def _short(text: str) -> str:
@@ -177,15 +172,16 @@ def _about(case: Case) -> dict[str, Any]:
 
 
 def _below_gate(what: str, rate: float, same: int, total: int, gate: Gate) -> list[str]:
-    if total and rate < gate.minimum_exact:
+    if total and rate < gate.min_agreement:
         return [
-            f"{same} of {total} {what} equal the checkpoint's, {gate.minimum_exact:.2%} are needed"
+            f"{same} of {total} {what} equal the checkpoint's, {gate.min_agreement:.2%} are needed"
         ]
     return []
 
 
-def _gate_record(gate: Gate) -> dict[str, Any]:
-    return {"minimum_exact": gate.minimum_exact, "source": gate.source}
+def gate_record(gate: Gate) -> dict[str, Any]:
+    """A gate as a verdict holds it."""
+    return {"min_agreement": gate.min_agreement, "source": gate.source}
 
 
 def _divergence(

@@ -20,15 +20,26 @@ from configs.errors import ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import Component
+from configs.tolerances import load_tolerances
 from pipeline.command import Selection
 from pipeline.manifest import ComponentManifest as BuildManifest
 from pipeline.manifest import QuantizedNet, read_manifest
+from pipeline.tpu_tools.command_lines import (
+    DEPLOY,
+    RUNNER,
+    TRANSFORM,
+    calibration_files,
+    dump_tensors,
+    graph_of,
+    with_debug,
+    with_graph,
+)
+from pipeline.tpu_tools.process import VendorTools
 from runtime.files.manifests import ComponentManifest
 from runtime.files.nets import Net
 from runtime.sessions.session import Session
 from verify.artifacts import TargetArtifacts, TaskArtifacts, runtime_failures
 from verify.bisect.coefficients import misplaced_weights
-from verify.bisect.vendor import run_tool
 from verify.layers.checks import Layers
 from verify.layers.graph import Array, Arrays, ExportedGraph
 from verify.layers.introduced import LayerErrors, difference
@@ -36,14 +47,6 @@ from verify.parity.inputs import Sample
 
 #: Calls per net: a first and a last one.
 MOST_CALLS = 2
-#: A BModel this far from its own quantised graph is not the one that the commands compile.
-OWN_GRAPH = 1e-2
-#: The same for integers: the chip and the vendor's own run of the graph round to neighbouring steps
-#: of 1/127 of a tensor's range (measured 1.5e-2, BM1684X).
-OWN_GRAPH_INTEGERS = 5e-2
-_TRANSFORM, _DEPLOY, _RUNNER = "model_transform.py", "model_deploy.py", "model_runner.py"
-_THRESHOLDS, _TABLE = "--calibration_table", "--quantize_table"
-_GIVEN = (_THRESHOLDS, _TABLE)
 #: The vendor calls a tensor ``<exported name>_<operator>``.
 _VENDOR_NAME = re.compile(r"^(?P<tensor>.+)_(?P<operator>[A-Za-z0-9]+)$")
 
@@ -74,12 +77,12 @@ def chip_layers(
     built = read_manifest(BuildManifest, manifest.path)
     work = Layout(selection.pipeline).work
     commands = {
-        name: [argv for argv in built.commands if argv[0] == name] for name in (_TRANSFORM, _DEPLOY)
+        name: [argv for argv in built.commands if argv[0] == name] for name in (TRANSFORM, DEPLOY)
     }
     for number, net in enumerate(manifest.nets):
         mine = [sample for sample in samples if sample.net == net.name]
         calls = mine[:1] + mine[1:][-(MOST_CALLS - 1) :]
-        if not calls or number >= len(commands[_DEPLOY]):
+        if not calls or number >= len(commands[DEPLOY]):
             continue
         with TemporaryDirectory(prefix="bisect-") as folder:
             yield _net(
@@ -87,8 +90,8 @@ def chip_layers(
                 work,
                 manifest,
                 net,
-                commands[_TRANSFORM][number],
-                commands[_DEPLOY][number],
+                commands[TRANSFORM][number],
+                commands[DEPLOY][number],
                 built.quantization.nets.get(net.name) if built.quantization else None,
                 calls,
                 session,
@@ -110,15 +113,13 @@ def _net(
     rebuild: str,
 ) -> ChipLayers:
     graph = ExportedGraph(_prepared(work, transform, rebuild))
-    arguments = list(transform)
-    arguments[arguments.index("--model_def") + 1] = str(graph.path)
-    run_tool(arguments, folder)
+    _run(with_graph(transform, str(graph.path)), folder)
     _lay_out_calibration(manifest.folder, quantized, deploy, folder, rebuild)
     compiled = _compiled(folder, deploy)
-    run_tool([*deploy, "--debug"], folder)
+    _run(with_debug(deploy), folder)
     quantised = sorted(folder.glob("*_tpu.mlir"))
     if not quantised:
-        raise ToolError(f"{_DEPLOY}: left no quantised graph for {net.name}")
+        raise ToolError(f"{DEPLOY}: left no quantised graph for {net.name}")
     errors = LayerErrors(graph)
     faults = [
         *_crossed(net, graph),
@@ -134,19 +135,25 @@ def _net(
         errors.add(feeds, tensors)
         with runtime_failures():
             answered = session.run(sample.feeds, net=net.name)
-        bound = OWN_GRAPH_INTEGERS if quantized else OWN_GRAPH
+        table = load_tolerances()
+        integers = table.limit("bisect_own_graph_of_integers")
+        bound = integers if quantized else table.limit("bisect_own_graph")
         faults += _against_own_graph(net, dumped, answered, sample, bound)
     listed = tuple(dict.fromkeys(faults))
     layers = Layers(tuple(errors.result()), listed, tuple(sample.name for sample in calls))
-    return ChipLayers(net.name, layers, f"{_RUNNER} --dump_all_tensors {quantised[0].name}")
+    return ChipLayers(net.name, layers, f"{RUNNER} --dump_all_tensors {quantised[0].name}")
+
+
+def _run(argv: Sequence[str], folder: Path) -> None:
+    VendorTools().run(argv, folder, folder / f"{argv[0]}.log")
 
 
 def _compiled(folder: Path, deploy: Sequence[str]) -> Path:
     """The BModel of the build's own command, kept apart: ``--debug`` lays weights out otherwise."""
-    run_tool(deploy, folder)
+    _run(deploy, folder)
     found = sorted(folder.glob("*.bmodel"))
     if not found:
-        raise ToolError(f"{_DEPLOY}: left no BModel")
+        raise ToolError(f"{DEPLOY}: left no BModel")
     return found[0].replace(folder / "compiled")
 
 
@@ -169,22 +176,24 @@ def _lay_out_calibration(
     rebuild: str,
 ) -> None:
     """Puts the calibration files that a deploy command names where it looks for them."""
-    named = {option: deploy[place + 1] for place, option in enumerate(deploy) if option in _GIVEN}
     if quantized is None:
         return
-    for option, file in named.items():
-        stored = artifact / (quantized.table if option == _TABLE else quantized.thresholds)
+    thresholds, table = calibration_files(deploy)
+    for file, name in ((thresholds, quantized.thresholds), (table, quantized.table)):
+        if file is None:
+            continue
+        stored = artifact / name
         if not stored.is_file():
             raise ToolError(f"{shown(stored)}: no longer there; run: {rebuild}")
         # The compiler's table knows no comments.
         lines = stored.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = lines if option != _TABLE else [one for one in lines if not one.startswith("#")]
+        kept = lines if file != table else [one for one in lines if not one.startswith("#")]
         (folder / file).write_text("".join(kept), encoding="utf-8")
 
 
 def _prepared(work: Path, transform: Sequence[str], rebuild: str) -> Path:
     """The graph with fixed shapes that the vendor's compiler was given."""
-    given = Path(transform[list(transform).index("--model_def") + 1])
+    given = Path(graph_of(transform))
     path = work / given.parent.name / given.name
     if not path.is_file():
         raise ToolError(f"{shown(path)}: no longer there; run: {rebuild}")
@@ -215,16 +224,7 @@ def _dump(
     }
     np.savez(given, **arrays)  # type: ignore[arg-type]
     result.unlink(missing_ok=True)
-    run_tool(
-        [
-            _RUNNER,
-            *("--input", given.name),
-            *("--model", quantised.name),
-            "--dump_all_tensors",
-            *("--output", result.name),
-        ],
-        folder,
-    )
+    _run(dump_tensors(quantised.name, given.name, result.name), folder)
     with np.load(result, allow_pickle=False) as tensors:
         return {name: tensors[name].astype(np.float32) for name in tensors.files}
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 from configs.errors import BlipEdgeError
 from configs.schema import Component, Precision
+from configs.tolerances import LimitName, load_tolerances
 from pipeline.command import Selection
 from runtime.files.manifests import ComponentManifest
 from runtime.tasks.matching import Matcher
 from runtime.tasks.task import Task as RuntimeTask
 from verify.answers.whole_answers import generated_tokens, match_scores
-from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
+from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts, arithmetic
 from verify.bisect.chip import chip_layers
 from verify.bisect.islands import Island, islands
 from verify.host.batches import BATCHES
@@ -36,16 +37,9 @@ from verify.layers.stored_constants import FORMATS
 from verify.opened import TaskBench
 from verify.parity.combined import combined_file, wrong_parts
 from verify.parity.lineage import broken_lineage
-from verify.pipeline import arithmetic
 from verify.results import Subject
 
 Comparison = Literal["checkpoint_vs_onnx", "onnxruntime_vs_target"]
-#: An untouched IR this much further off than the traced one has a fault that tracing takes away.
-VANISHED = 4.0
-#: Below this an untouched IR counts as right.
-LEAST_VANISHED = 1e-2
-#: Scores of whole answers may differ by this much from the exported graph's before they count.
-SCORE_ERROR = 0.05
 
 Progress = Callable[[str], None]
 
@@ -230,6 +224,10 @@ def _openvino(
     return ComponentDiagnosis(component, "onnxruntime_vs_target", layers, bound, how, found)
 
 
+def _limit(name: LimitName) -> float:
+    return load_tolerances().limit(name)
+
+
 def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> float:
     computed = arithmetic(artifacts, mode, component)
     manifest = artifacts.components[component]
@@ -280,14 +278,16 @@ def _hidden_by_tracing(
     names = traced_tensors(graph)
     traced = OpenVinoTrace(manifest, result.mode, graph, names)
     untouched = bench.session(result.artifacts, component, result.mode)
-    bound = max(_bound(result.artifacts, component, result.mode), LEAST_VANISHED)
+    least = _limit("bisect_vanished_error")
+    bound = max(_bound(result.artifacts, component, result.mode), least)
+    ratio = _limit("bisect_vanished_ratio")
     try:
         for sample in chosen(bench.samples(result.artifacts, component)):
             expected = bench.graphs.sessions[component].run(sample.feeds)
             plain, looked_at = untouched.run(sample.feeds), traced.tensors(sample.feeds)
             for name, right in expected.items():
                 off = difference(right, plain[name])[0]
-                if off > max(bound, VANISHED * difference(right, looked_at[name])[0]):
+                if off > max(bound, ratio * difference(right, looked_at[name])[0]):
                     where = f"{component} fused kernel before {name}"
                     what = f"{off:.1e} off as it runs, right as soon as its tensors are looked at"
                     return [Finding("target", where, what)]
@@ -309,7 +309,7 @@ def _whole_answers(result: Diagnosis, bench: TaskBench) -> list[Finding]:
                 ("match probability", match.probability, answer.probability),
                 ("contrastive cosine", match.cosine, answer.similarity),
             ):
-                if right is None or not abs(mine - right) <= SCORE_ERROR:
+                if right is None or not abs(mine - right) <= _limit("bisect_scores"):
                     what = f"{case.name}: {mine:.3f} instead of {right:.3f}"
                     found.append(Finding("generation", name, what))
         return found

@@ -13,7 +13,8 @@ from rich.table import Table
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import PipelineConfig
-from pipeline.build import tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import tool_versions
 from pipeline.console import output
 from verify.bisect.diagnosis import ComponentDiagnosis, Diagnosis
 from verify.bisect.plot import plot_layers

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.errors import InputError
 from configs.layout import REPOSITORY_ROOT, Layout
-from pipeline.build import staging
+from pipeline.atomic import staging
 from pipeline.command import Selection
 from pipeline.console import steps
 from pipeline.manifest import file_sha256

@@ -12,20 +12,21 @@ from configs.errors import InputError, ParityError
 from configs.layout import Layout
 from configs.load import shown, target_names
 from configs.schema import Component, Task
-from configs.tolerances import Tolerance, load_tolerances, source
-from pipeline.build import write_atomically
-from pipeline.command import Selection, select
+from configs.tolerances import Gate, Tolerance, load_tolerances, record
+from pipeline.atomic import write_atomically
+from pipeline.command import select
 from pipeline.console import messages
 from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
 from runtime.sessions.devices import SIMULATOR
-from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
+from verify.answers.quality import asked_agreement, usual_agreement
+from verify.answers.whole_answers import gate_record
+from verify.artifacts import TargetArtifacts, TaskArtifacts, arithmetic, find_artifacts
 from verify.board.bundle import bundle_folder
 from verify.board.consistency import contradiction, references
 from verify.board.results import BoardResults, ComponentResult, TaskResult, read_results
 from verify.parity.compare import number
 from verify.parity.components import MOST_PROBLEMS, SMALL_OUTPUT
-from verify.pipeline import arithmetic
 from verify.results import Check, Subject
 
 #: Kept beside verify.json, one per chip and set.
@@ -65,7 +66,9 @@ def judge(config: Path, path: Path) -> list[Check]:
         (artifacts,) = task.targets
         expected = bundle["tasks"][task.task]
         checks += _components(task, artifacts, expected, results.tasks[task.task], path, folder)
-        checks.append(_answers(selection, task, artifacts, expected, results.tasks[task.task]))
+        asked = asked_agreement(selection.pipeline, task.task, artifacts, "", shown(config))
+        gate = asked or usual_agreement(artifacts, "")
+        checks.append(_answers(task, artifacts, expected, results.tasks[task.task], gate))
     verdict = Layout(selection.pipeline).root / VERDICT.format(
         target=results.target, precision=results.precision
     )
@@ -197,11 +200,8 @@ def _component(
         **{"relative_error": number(worst_error), "cosine": number(worst_cosine)},
         "latency_ms": result.latency_ms,
     }
-    limits = {
-        **{"max_relative_error": tolerance.max_relative_error, "min_cosine": tolerance.min_cosine},
-        **{"source": source(tolerance), "reason": tolerance.reason},
-    }
-    return Check(subject, len(result.cases), metrics, limits, tuple(problems[:MOST_PROBLEMS]))
+    problems = problems[:MOST_PROBLEMS]
+    return Check(subject, len(result.cases), metrics, record(tolerance), tuple(problems))
 
 
 def _cosine(figures: list[Any]) -> float:
@@ -213,11 +213,11 @@ def _cosine(figures: list[Any]) -> float:
 
 
 def _answers(
-    selection: Selection,
     task: TaskArtifacts,
     artifacts: TargetArtifacts,
     expected: Mapping[str, Any],
     found: TaskResult,
+    gate: Gate,
 ) -> Check:
     subject = _subject(task.task, None, artifacts)
     problems: list[str] = []
@@ -232,10 +232,8 @@ def _answers(
         else:
             same += answer.token_ids == tuple(truth["token_ids"])
     rate = same / len(wanted) if wanted else 0.0
-    gate = selection.pipeline.verify.tokens.get(artifacts.name)
-    minimum = gate.minimum_exact if gate else 1.0
-    if rate < minimum:
+    if rate < gate.min_agreement:
         problems.append(f"{same} of {len(wanted)} answers equal the checkpoint's")
     milliseconds = [answer.milliseconds for answer in found.answers]
     metrics = {"exact_match_rate": rate, "exact": same, "milliseconds": milliseconds}
-    return Check(subject, len(found.answers), metrics, {"minimum_exact": minimum}, tuple(problems))
+    return Check(subject, len(found.answers), metrics, gate_record(gate), tuple(problems))

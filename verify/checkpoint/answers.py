@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from pipeline.build import source_digest, tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import tool_versions
 from pipeline.manifest import TaskManifest, key_of
-from pipeline.scenes.scene import SCENES_VERSION
+from pipeline.sources import source_digest
 from verify.answers.cases import Case
 from verify.checkpoint.checkpoint import Checkpoint
 
@@ -71,9 +72,8 @@ def reference_answers(
             "weights_sha256": manifest.checkpoint.weights_sha256,
             "processor_files": {name: file.sha256 for name, file in sorted(manifest.files.items())},
             "question_start": question_start,
-            "scenes_version": SCENES_VERSION,
             "tools": tool_versions("transformers", "torch", "pillow"),
-            "sources": source_digest("verify/checkpoint"),
+            "sources": source_digest("verify.checkpoint.answers"),
             "new_tokens": new_tokens,
             "cases": [[case.scene, case.text] for case in cases],
         }

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from configs.errors import InputError
 from configs.layout import Layout, checkpoint_folder
-from configs.schema import TaskConfig
+from configs.schema import Task, TaskConfig
 from pipeline.checkpoint.stored import ORIGINAL, weights_sha256
 from pipeline.manifest import TaskManifest, file_sha256
 
 
-def check_checkpoint(layout: Layout, manifest: TaskManifest) -> None:
+def check_checkpoint(layout: Layout, task: Task, manifest: TaskManifest) -> None:
     """Compares a checkpoint's weights with the task manifest.
 
     Raises:
         InputError: the checkpoint is missing, damaged or another one.
     """
-    task = manifest.task
     if weights_sha256(layout, task, manifest.checkpoint.revision) != (
         manifest.checkpoint.weights_sha256
     ):

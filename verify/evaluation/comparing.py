@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.build import staging
+from pipeline.atomic import replacing
 from pipeline.scenes.scene import SCENES_VERSION
 from verify.evaluation.answer_store import Answer, AnswerStore
 from verify.evaluation.items import CaptionItem, Item, MatchingItem, Picture, QuestionItem
@@ -179,8 +179,6 @@ def _thumbnail(picture: Picture, folder: Path) -> str:
     if not path.is_file():
         image = picture.load().copy()
         image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staging(path.parent, path.stem) as temporary:
-            image.save(temporary / path.name, quality=85)
-            (temporary / path.name).replace(path)
+        with replacing(path) as temporary:
+            image.save(temporary, "JPEG", quality=85)
     return f"{THUMBNAILS}/{path.name}"

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from configs.errors import ConfigError, ParityError
 from configs.layout import Layout
 from configs.schema import EvaluateConfig
+from pipeline.atomic import artifact_lock
 from pipeline.command import Selection
 from pipeline.console import messages, steps
 from pipeline.manifest import key_of
@@ -73,10 +72,10 @@ def evaluate(selection: Selection, options: Options) -> Iterator[Evaluation]:
     """
     layout = Layout(selection.pipeline)
     tasks = {artifacts.task: artifacts for artifacts in find_artifacts(selection)}
-    for artifacts in tasks.values():
-        check_checkpoint(layout, artifacts.manifest)
+    for task, artifacts in tasks.items():
+        check_checkpoint(layout, task, artifacts.manifest)
     with ExitStack() as stack:
-        stack.enter_context(FileLock(layout.root / ".evaluate.lock"))
+        stack.enter_context(artifact_lock(layout.root, "evaluate"))
         found = open_data_sets(selection, options.config, tasks_named=options.tasks_named)
         workers = stack.enter_context(Workers(options.workers))
         for asked in found:

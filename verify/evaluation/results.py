@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from configs.layout import Layout
 from configs.schema import EvaluateConfig, Precision, Task
-from pipeline.build import tool_versions, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import tool_versions
 from runtime.files.manifests import component_manifests
 from verify.answers.metrics.bootstrap import Comparison, Interval
 from verify.answers.metrics.gates import Judgement
@@ -18,6 +18,7 @@ from verify.evaluation.comparing import Beside
 from verify.evaluation.data_sets import Asked
 from verify.evaluation.measures import TITLES
 from verify.evaluation.subjects import Subject
+from verify.parity.compare import number
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
@@ -52,7 +53,7 @@ def subject_record(
         "gates": [
             {
                 "name": gate.name,
-                "value": _number(gate.value),
+                "value": number(gate.value),
                 "limit": gate.limit,
                 "passed": gate.passed,
                 "source": gate.source,
@@ -161,20 +162,16 @@ def _name(subject: dict[str, Any]) -> tuple[str, str, str]:
 def _compared(found: Comparison) -> dict[str, float | None]:
     return {
         **_interval(found.target),
-        "checkpoint": _number(found.checkpoint.value),
-        "drop": _number(found.drop.value),
-        "drop_low": _number(found.drop.low),
-        "drop_high": _number(found.drop.high),
+        "checkpoint": number(found.checkpoint.value),
+        "drop": number(found.drop.value),
+        "drop_low": number(found.drop.low),
+        "drop_high": number(found.drop.high),
     }
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:
     return {
-        "value": _number(interval.value),
-        "low": _number(interval.low),
-        "high": _number(interval.high),
+        "value": number(interval.value),
+        "low": number(interval.low),
+        "high": number(interval.high),
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from configs.schema import EvaluateConfig, PipelineConfig
-from pipeline.build import source_digest, tool_versions
+from pipeline.build import tool_versions
 from pipeline.command import Selection
-from pipeline.manifest import file_sha256, key_of
+from pipeline.manifest import key_of, manifest_data
+from pipeline.sources import source_digest
 from verify.answers.cases import new_tokens
 from verify.artifacts import ONNX, TargetArtifacts, TaskArtifacts
 from verify.opened import simulator_version
@@ -59,18 +59,20 @@ class Subject:
         """Digest of everything that decides its answers, besides the items."""
         manifest = self.task.manifest
         decides: dict[str, Any] = {
-            "answering": file_sha256(Path(__file__).with_name("answering.py")),
             "new_tokens": self.new_tokens,
-            "task_manifest": manifest.model_dump(mode="json"),
+            "task_manifest": manifest_data(manifest),
         }
         if self.artifacts is None:
-            decides["sources"] = source_digest("verify/checkpoint")
+            decides["sources"] = _sources("runtime", "verify.opened")
             decides["tools"] = tool_versions("transformers", "torch", "pillow", "tokenizers")
             return key_of(decides)
         decides |= {
             "artifacts": self.artifacts.identities,
             "mode": self.mode,
-            "runtime": source_digest("runtime"),
+            # Simulators have a version of their own.
+            "sources": _sources(
+                "runtime.sessions.simulated_session", "runtime.simulator", "verify.checkpoint"
+            ),
             "tools": tool_versions("numpy", "pillow", "tokenizers"),
         }
         if self.simulated:
@@ -82,6 +84,11 @@ class Subject:
             # The device's default arithmetic depends on the processor.
             decides["processor"] = processor()
         return key_of(decides)
+
+
+def _sources(*unused: str) -> str:
+    # Neither which subjects there are nor what is verified decides an answer.
+    return source_digest("verify.evaluation.answering", without=("verify.plan", *unused))
 
 
 def subjects(

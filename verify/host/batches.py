@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Component
+from configs.tolerances import load_tolerances
 from pipeline.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from runtime.files.manifests import ComponentManifest
 from runtime.tasks.answering import QuestionAnswerer
@@ -27,8 +28,6 @@ from verify.parity.inputs import Graphs, Recorder
 from verify.parity.padding import padded_nets
 
 BATCHES = "rows of a batch"
-#: Probabilities of one pair may differ by this much between batches (sums in another order).
-SCORE_ERROR = 1e-4
 _BEAMS = 3
 
 
@@ -87,6 +86,7 @@ def _matching(task: Matcher, cases: Sequence[Case]) -> Iterator[str]:
 def _table(task: Matcher, cases: Sequence[Case], texts: Sequence[str]) -> Iterator[str]:
     """Probabilities, cosines and ranks of every image with every text."""
     images = [case.image() for case in cases]
+    allowed = load_tolerances().limit("batch_scores")
     pairs = task.pairs(images, [list(texts)] * len(images))
     ranking = task.rank(images, texts, top_k=len(texts))
     for row, (case, image) in enumerate(zip(cases, images, strict=True)):
@@ -97,7 +97,7 @@ def _table(task: Matcher, cases: Sequence[Case], texts: Sequence[str]) -> Iterat
                 ("rank", ranking.probability[row, column], ranking.cosine[row, column]),
             ):
                 off = max(abs(probability - alone.probability), abs(cosine - alone.cosine))
-                if not off <= SCORE_ERROR:
+                if not off <= allowed:
                     yield f"{kind} of {case.name} and {text!r}: {off:.1e} off what it is alone"
         first = ranking.texts_for(row)[0]
         best = int(np.argmax(ranking.probability[row]))

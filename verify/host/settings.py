@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from configs.schema import TASK_COMPONENTS, TaskConfig
+from configs.schema import TASK_COMPONENTS, Task, TaskConfig
 from pipeline.manifest import TaskManifest
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
@@ -84,8 +85,8 @@ def _sizes(manifest: TaskManifest, config: TaskConfig, checkpoint: Checkpoint) -
             sizes.image_tokens,
             (vision.image_size // vision.patch_size) ** 2 + 1,
         ),
-        "shapes": (manifest.shapes, config.shapes),
-        "components": (manifest.components, TASK_COMPONENTS[manifest.task]),
+        "shapes": (asdict(manifest.shapes), config.shapes.model_dump()),
+        "components": (manifest.components, TASK_COMPONENTS[cast(Task, manifest.task)]),
     }
     if manifest.task == "itm":
         pairs["dimensions.feature_size"] = (sizes.feature_size, model.image_text_hidden_size)

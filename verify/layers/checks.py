@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from configs.schema import Component, Precision, Task
-from configs.tolerances import LayerTolerance, load_tolerances, source
+from configs.precisions import PRECISIONS, Arithmetic, Precision
+from configs.schema import Component, Task
+from configs.tolerances import LayerTolerance, load_tolerances, record
 from runtime.files.manifests import ComponentManifest
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.checkpoint.trace import Tracer
@@ -27,8 +28,6 @@ from verify.results import Check, Subject
 #: Layers that the verdict lists.
 WORST_LAYERS = 5
 MOST_PROBLEMS = 6
-#: What an integer IR's weights are stored in.
-INTEGERS: tuple[Precision, ...] = ("int8", "int4", "w8f16", "w4f16")
 #: Whose bounds hold for rounded activations, and for all else in an integer IR.
 _ROUNDED: Precision = "int8"
 _EXACT: Precision = "f32"
@@ -94,10 +93,11 @@ def target_layers(
     graph that has the IR's own integers in it, which must agree as closely as a float IR.
     """
     graph = exported_graph(onnx_manifest)
-    integers = read_integer_ir(target, graph) if precision in INTEGERS else None
+    stored = PRECISIONS[precision]
+    integers = read_integer_ir(target, graph) if stored.integer_weights else None
     quantisers = integers.quantisers if integers else {}
     trace = OpenVinoTrace(target, mode, graph, traced_tensors(graph), quantisers)
-    rounded = half_precision_graph(target, graph) if precision == "f16" else None
+    rounded = half_precision_graph(target, graph) if stored.weights == "f16" else None
     errors = LayerErrors(graph, rounded)
     own = LayerErrors(integers.graph) if integers and mode == "exact" else None
     names = []
@@ -258,7 +258,7 @@ def _same_epsilon(found: float, expected: float) -> bool:
     return bool(np.isclose(found, expected, rtol=1e-3, atol=0.0))
 
 
-def layer_tolerance(subject: Subject, arithmetic: Precision) -> LayerTolerance:
+def layer_tolerance(subject: Subject, arithmetic: Arithmetic) -> LayerTolerance:
     """The row that bounds the error of one layer."""
     return load_tolerances().layer(
         gap=subject.gap,
@@ -277,7 +277,7 @@ def exceeding(layers: Layers, tolerance: LayerTolerance) -> list[LayerError]:
 
 
 def layer_check(
-    subject: Subject, layers: Layers, arithmetic: Precision, stored: Precision | None = None
+    subject: Subject, layers: Layers, arithmetic: Arithmetic, stored: Precision | None = None
 ) -> Check:
     """The verdict over a component's layers; ``stored`` is what it is within its set."""
     judged = replace(subject, precision=stored) if stored else subject
@@ -308,9 +308,4 @@ def layer_check(
         ],
         "cases": list(layers.cases),
     }
-    record = {
-        "max_introduced_error": tolerance.max_introduced_error,
-        "source": source(tolerance),
-        "reason": tolerance.reason,
-    }
-    return Check(subject, len(layers.cases), metrics, record, tuple(problems))
+    return Check(subject, len(layers.cases), metrics, record(tolerance), tuple(problems))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import numpy_helper
 
-from configs.schema import Precision
-from configs.tolerances import LayerTolerance, load_tolerances, source
+from configs.precisions import PRECISIONS, Precision
+from configs.tolerances import LayerTolerance, load_tolerances, record
 from runtime.files.manifests import ComponentManifest
 from runtime.files.nets import HostLookup
 from verify.layers.graph import Array, ExportedGraph
@@ -65,7 +65,7 @@ def constants_tolerance(subject: Subject, precision: Precision) -> LayerToleranc
         gap="target_constants",
         target=subject.target,
         precision=precision,
-        arithmetic=precision,
+        arithmetic=PRECISIONS[precision].arithmetic,
         component=subject.named_component,
     )
 
@@ -85,12 +85,7 @@ def constants_check(subject: Subject, constants: ChipConstants, precision: Preci
         "worst_constant": worst.name if worst else None,
         "constants": len(constants.found),
     }
-    record = {
-        "max_introduced_error": limit,
-        "source": source(tolerance),
-        "reason": tolerance.reason,
-    }
-    return Check(subject, len(constants.found), metrics, record, tuple(problems))
+    return Check(subject, len(constants.found), metrics, record(tolerance), tuple(problems))
 
 
 def _used(
@@ -119,11 +114,7 @@ def _used(
 def _text_length(target: ComponentManifest) -> int | None:
     names = (_IDS, *(lookup.input for net in target.nets for lookup in net.host_lookups))
     lengths = [
-        spec.shape[1]
-        for net in target.nets
-        for variant in net.stages
-        for spec in variant.inputs
-        if spec.name in names
+        spec.shape[1] for net in target.compiled_nets for spec in net.inputs if spec.name in names
     ]
     return max((length for length in lengths if isinstance(length, int)), default=None)
 

@@ -17,24 +17,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from configs.tolerances import load_tolerances
 from runtime.files.manifests import ComponentManifest
 from runtime.sessions.openvino_session import shared_core
 from verify.artifacts import runtime_failures
 from verify.layers.graph import Array, ExportedGraph
 from verify.layers.half_precision_ir import in_precision, moved_factors
 
-#: A weight is at most half a step off; scales and smoothing factors, stored in half precision, move
-#: a weight of 255 steps by another eighth of one.
-MOST_STEPS = 0.65
 #: Operators whose first constant operand holds a layer's weights, by their names in an IR.
 _WITH_WEIGHTS = ("MatMul", "Gather", "Convolution")
-#: A step may be so many times what the largest weight of its group needs (measured: 1.004).
-MOST_COARSE = 1.1
-#: Convolutions get half of the range, so that no sum of older processors' kernels overflows.
-MOST_COARSE_OF_CONVOLUTIONS = 2.1
 _AFTER_A_PRODUCT = (*_WITH_WEIGHTS, "Multiply")
-#: What goes into a quantiser and what comes out may differ by so many of its steps beyond rounding.
-MOST_MOVED = 0.1
 _QUANTISED = ".quantised"
 _SMOOTHED = ".smoothed"
 
@@ -81,6 +73,7 @@ def read_integer_ir(manifest: ComponentManifest, graph: ExportedGraph) -> Intege
 class _Reader:
     def __init__(self, graph: ExportedGraph, ir: Any, factors: Mapping[str, float]) -> None:
         self._graph = graph
+        self._limit = load_tolerances().limit
         self._factors = factors
         self._model = graph.rounded("float16", in_precision(ir, "f16"))
         self._constants = {tensor.name: tensor for tensor in self._model.graph.initializer}
@@ -166,7 +159,7 @@ class _Reader:
         identity.name = f"{scope}/FakeQuantize"
         self._added[f"{tensor}|{made}"] = identity
         self._found.quantisers[name] = made
-        if (moved := _moved(quantiser)) > MOST_MOVED:
+        if (moved := _moved(quantiser)) > self._limit("integer_range_steps"):
             what = f"its integers stand for values {moved:.1f} steps from those they were made of"
             self._found.faults.append((site.layer, what))
         return made
@@ -200,9 +193,10 @@ class _Reader:
         wanted = exported if smoothed is None else exported / smoothed
         off = np.abs(value - wanted) / np.where(step > 0, step, 1.0)
         self._found.steps[names[0]] = float(off.max())
-        if not off.max() <= MOST_STEPS:
+        most = self._limit("integer_weight_steps")
+        if not off.max() <= most:
             what = (
-                f"{float(np.mean(off > MOST_STEPS)):.1%} of its integers are not the exported "
+                f"{float(np.mean(off > most)):.1%} of its integers are not the exported "
                 f"weights rounded, by up to {off.max():.1f} steps"
             )
             self._found.faults.append((layer, what))
@@ -211,7 +205,9 @@ class _Reader:
         axes = (0,) if convolution else (0, -1)
         coarse = min(coarseness(wanted, step, found.levels, axis) for axis in axes)
         self._found.coarseness[names[0]] = coarse
-        if not coarse <= (MOST_COARSE_OF_CONVOLUTIONS if convolution else MOST_COARSE):
+        if not coarse <= self._limit(
+            "integer_step_size_of_convolutions" if convolution else "integer_step_size"
+        ):
             what = f"its integers use a step {coarse:.1f} times as large as its channel needs"
             self._found.faults.append((layer, what))
         own = f"{layer}.{len(self._model.graph.initializer)}"

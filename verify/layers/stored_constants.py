@@ -17,14 +17,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.precisions import PRECISIONS
+
 Array = NDArray[Any]
 Format = Literal["float32", "float16", "bfloat16"]
 
 #: What a chip's file may hold the constants of a float artifact in; integers are not looked up.
-FORMATS: Mapping[str, tuple[Format, ...]] = {
+_STORED: Mapping[str, tuple[Format, ...]] = {
     "f32": ("float32",),
     "f16": ("float16", "float32"),
     "bf16": ("bfloat16", "float32"),
+}
+FORMATS: Mapping[str, tuple[Format, ...]] = {
+    name: _STORED[one.weights] for name, one in PRECISIONS.items() if one.weights in _STORED
 }
 #: How far neighbours of a constant are apart in a file, in values: next to each other, or in tiles.
 DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
-from configs.schema import TASK_COMPONENTS
+from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.manifest import ComponentManifest
 from verify.page.checks import Row
 from verify.page.figures import component_name, file_size, milliseconds, target_name, task_name
@@ -136,7 +137,8 @@ def artifacts(sources: Sources, every: Sequence[Row]) -> list[TaskArtifacts]:
     def order(item: Artifact) -> tuple[int, str, str, int]:
         m = item.manifest
         place = targets.index(m.target) if m.target in targets else len(targets)
-        return place, m.target, m.precision, TASK_COMPONENTS[m.task].index(m.component)
+        components = TASK_COMPONENTS[cast(Task, m.task)]
+        return place, m.target, m.precision, components.index(cast(Component, m.component))
 
     found = []
     for task in sources.pipeline.tasks:

@@ -49,7 +49,8 @@ class Row:
     #: what is under test, where the heading does not say it
     name: str
     against: str
-    #: measured over allowed, the worst of the check's figures; None where there are none
+    #: measured over allowed, the worst of the check's figures; None where there are none, and where
+    #: a bound that is kept is too wide to say anything
     used: float | None
     #: plotted: relative error and its bound
     error: float | None
@@ -98,6 +99,12 @@ class Row:
         return [str(problem) for problem in self.record.get("problems") or []]
 
     @property
+    def allowed(self) -> str:
+        """The plotted bound in print, or what decides in its place."""
+        decided_by = self.tolerance.get("decided_by")
+        return f"{decided_by} decide" if decided_by else exponent(self.bound)
+
+    @property
     def exact(self) -> str:
         """``199 / 200``: answers equal to the checkpoint's."""
         rate, samples = answer_rate(self.metrics), self.record.get("samples") or 0
@@ -140,7 +147,7 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
             (
                 "largest relative error",
                 exponent(metrics.get("relative_error")),
-                "at most " + exponent(tolerance.get("max_relative_error")),
+                _at_most(tolerance, "max_relative_error"),
             ),
             ("1 − cosine", exponent(_distance(cosine)), "at most " + exponent(_distance(least))),
         ]
@@ -152,7 +159,7 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
                 if constants
                 else "error of the worst layer by itself",
                 exponent(metrics.get("introduced_error")),
-                "at most " + exponent(tolerance.get("max_introduced_error")),
+                _at_most(tolerance, "max_introduced_error"),
             )
         ]
     if row.record.get("kind") in ("host", "file"):
@@ -161,15 +168,22 @@ def figures(row: Row) -> list[tuple[str, str, str]]:
         (
             "answers equal to the checkpoint's",
             f"{row.exact} ({percent(answer_rate(metrics))})",
-            "at least " + percent(tolerance.get("minimum_exact")),
+            "at least " + percent(tolerance.get("min_agreement")),
         )
     ]
     for name, words in (("probability", "match probability"), ("similarity", "cosine score")):
         key = f"max_{name}_error"
         if key in metrics:
-            allowed = "at most " + exponent(tolerance.get(key))
+            allowed = _at_most(tolerance, key)
             found.append((f"error of the {words}", exponent(metrics.get(key)), allowed))
     return found
+
+
+def _at_most(tolerance: Json, name: str) -> str:
+    """A bound in words; one that finds no fault says what does."""
+    decided_by = tolerance.get("decided_by")
+    also = f"; {decided_by} decide" if decided_by else ""
+    return "at most " + exponent(tolerance.get(name)) + also
 
 
 def _row(check: Json) -> Row:
@@ -181,6 +195,7 @@ def _row(check: Json) -> Row:
         name += ", padded"
     metrics, tolerance = check.get("metrics") or {}, check.get("tolerance") or {}
     component = check.get("kind") == "component"
+    rough = bool(tolerance.get("decided_by"))
     return Row(
         check,
         way,
@@ -188,7 +203,7 @@ def _row(check: Json) -> Row:
         "bare inputs" if padded else _COMPARED_WITH.get(gap, gap),
         _used(metrics, tolerance),
         _positive(metrics.get("relative_error")) if component else None,
-        _positive(tolerance.get("max_relative_error")) if component else None,
+        _positive(tolerance.get("max_relative_error")) if component and not rough else None,
     )
 
 
@@ -206,7 +221,9 @@ def _used(metrics: Json, tolerance: Json) -> float | None:
         for measured, allowed in pairs
         if is_number(measured) and is_number(allowed) and allowed > 0
     ]
-    return max(shares, default=None)
+    largest = max(shares, default=None)
+    kept = largest is not None and largest <= 1
+    return None if kept and tolerance.get("decided_by") else largest
 
 
 def _distance(cosine: Any) -> float | None:

@@ -118,7 +118,7 @@ def _errors(answer: Check, checks: list[Check]) -> list[float]:
         check["metrics"]["relative_error"]
         for check in checks
         if check["kind"] == "component"
-        and check["stage"] in ("onnxruntime_vs_target", "wrapper_vs_onnxruntime")
+        and check["gap"] in ("onnxruntime_vs_target", "wrapper_vs_onnxruntime")
         and (check["task"], *_artifact(check)) == (answer["task"], *_artifact(answer))
         and "relative_error" in check["metrics"]
     ]

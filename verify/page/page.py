@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from filelock import FileLock
 
 from configs.load import load_target
 from configs.schema import PipelineConfig
-from pipeline.build import source_digest, write_atomically
+from pipeline.atomic import artifact_lock, write_atomically
 from pipeline.manifest import file_sha256, key_of
+from pipeline.sources import source_digest
 from verify.page import figures
 from verify.page.benchmark import benchmarks
 from verify.page.built import artifacts, tool_versions
@@ -55,7 +55,7 @@ def write_report(pipeline: PipelineConfig, config: Path, *, force: bool = False)
     key = key_of({"sources": sources.digest, "page": _own_digest()})
     every = rows(sources.checks)
     summary = overview(sources, every, failed_gates(evaluations(sources)))
-    with FileLock(sources.root / ".report.lock"):
+    with artifact_lock(sources.root, "report"):
         unchanged = not force and _key_of_page(path) == key
         if not unchanged:
             write_atomically(path, render(sources, key))
@@ -116,10 +116,7 @@ def _resolved(pipeline: PipelineConfig) -> str:
 
 def _own_digest() -> str:
     templates = {path.name: file_sha256(path) for path in sorted(TEMPLATES.iterdir())}
-    return key_of(
-        {"code": source_digest("verify/page"), "scenes": source_digest("pipeline/scenes")}
-        | templates
-    )
+    return key_of({"sources": source_digest("verify.page.page"), **templates})
 
 
 def _key_of_page(path: Path) -> str | None:

@@ -13,10 +13,9 @@ from configs.errors import InputError
 from configs.load import shown
 from configs.schema import Component, Task
 from pipeline.build import files_match
-from pipeline.manifest import FileRecord
-from runtime.files.manifests import ComponentManifest
-from runtime.files.task_file import TaskFile, task_file
-from verify.artifacts import TargetArtifacts, build_command, runtime_failures
+from runtime.files.manifests import CombinedManifest, ComponentManifest
+from runtime.files.task_file import task_file
+from verify.artifacts import TargetArtifacts, runtime_failures
 from verify.results import Check, Subject
 
 #: A BModel: magic number, size of this header, size of the description, size of all that follows.
@@ -25,7 +24,7 @@ _HEADER_BYTES, _SIZE_BYTES = 64, 4
 BLOCK_BYTES = 4096
 
 
-def combined_file(artifacts: TargetArtifacts, task: Task) -> TaskFile | None:
+def combined_file(artifacts: TargetArtifacts, task: Task) -> CombinedManifest | None:
     """The file that users of a chip's artifacts get, if there is a current one.
 
     Raises:
@@ -36,24 +35,22 @@ def combined_file(artifacts: TargetArtifacts, task: Task) -> TaskFile | None:
     keys = {str(part.component): part.key for part in parts}
     with runtime_failures():
         found = task_file(parts[0].folder, artifacts.name, artifacts.precision, keys)
-    if found is not None:
-        record = FileRecord(sha256=found.record.sha256, size_bytes=found.record.size_bytes)
-        if not files_match(found.path.parent, {found.file: record}):
-            rebuild = build_command(task, artifacts.target, artifacts.precision)
-            raise InputError(
-                f"{shown(found.path.parent / found.file)}: is not the file that "
-                f"{found.path.name} describes; run: {rebuild} FORCE=1"
-            )
+    if found is not None and not files_match(found.path.parent, found.files):
+        rebuild = artifacts.rebuild(task)
+        raise InputError(
+            f"{shown(found.path.parent / found.file)}: is not the file that "
+            f"{found.path.name} describes; run: {rebuild} FORCE=1"
+        )
     return found
 
 
 def wrong_parts(
-    combined: TaskFile, parts: Mapping[Component, ComponentManifest]
+    combined: CombinedManifest, parts: Mapping[Component, ComponentManifest]
 ) -> Iterator[tuple[Component, str]]:
     """Components whose own files are not in the combined one, and what is missing."""
     held = set(_blocks((combined.path.parent / combined.file).read_bytes()))
     for name, manifest in parts.items():
-        for file in dict.fromkeys(variant.file for net in manifest.nets for variant in net.stages):
+        for file in dict.fromkeys(net.file for net in manifest.compiled_nets):
             own = list(_blocks((manifest.folder / file).read_bytes()))
             missing = sum(block not in held for block in own)
             if missing or not own:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from configs.load import shown
-from configs.schema import Component, Precision
-from configs.tolerances import Tolerance, load_tolerances, source
+from configs.precisions import Arithmetic, Precision
+from configs.schema import Component
+from configs.tolerances import Tolerance, load_tolerances, record
 from runtime.decoding.decoder_run import NEXT_LOGIT, NEXT_TOKEN
 from runtime.files.manifests import ComponentManifest
 from runtime.sessions.session import Session
@@ -136,7 +137,7 @@ def onnxruntime_vs_target(
     manifest: ComponentManifest,
     session: Session,
     samples: Iterable[Sample],
-    arithmetic: Precision,
+    arithmetic: Arithmetic,
     on_sample: Callable[[str], None],
 ) -> Check:
     """Gap 3: the exported graph under onnxruntime against the compiled artifact."""
@@ -302,13 +303,7 @@ class Collected:
             output: summary(c for c in self._comparisons if c.output == output)
             for output in self._references
         }
-        tolerance = {
-            "max_relative_error": self._tolerance.max_relative_error,
-            "min_cosine": self._tolerance.min_cosine,
-            "source": source(self._tolerance),
-            "reason": self._tolerance.reason,
-            "would_have_passed": needed(self._comparisons),
-        }
+        tolerance = {**record(self._tolerance), "would_have_passed": needed(self._comparisons)}
         metrics = {
             **summary(self._comparisons),
             **(more or {}),
@@ -319,7 +314,7 @@ class Collected:
         return Check(subject, samples, metrics, tolerance, tuple(problems))
 
 
-def _tolerance(subject: Subject, arithmetic: Precision, built_as: str | None = None) -> Tolerance:
+def _tolerance(subject: Subject, arithmetic: Arithmetic, built_as: str | None = None) -> Tolerance:
     stored: Precision = built_as or subject.precision  # type: ignore[assignment]
     return load_tolerances().component(
         gap=subject.gap,

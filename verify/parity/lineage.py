@@ -15,6 +15,12 @@ from pipeline.manifest import key_of
 from runtime.files.manifests import ComponentManifest
 
 
+def recorded_inputs(manifest: ComponentManifest) -> dict[str, Any]:
+    """``key_inputs`` of an artifact's manifest: what it was compiled from, and for."""
+    recorded = json.loads(manifest.path.read_text(encoding="utf-8"))
+    return dict(recorded.get("key_inputs") or {})
+
+
 def broken_lineage(
     manifest: ComponentManifest, exported: Mapping[Any, ComponentManifest]
 ) -> str | None:
@@ -24,9 +30,8 @@ def broken_lineage(
         manifest: of the artifact; ``key_inputs`` in its file says what it was compiled from.
         exported: the task's exported components, which the artifact is compared with.
     """
-    recorded = json.loads(manifest.path.read_text(encoding="utf-8"))
-    inputs = recorded.get("key_inputs", {})
-    if key_of(inputs) != recorded.get("key"):
+    inputs = recorded_inputs(manifest)
+    if key_of(inputs) != manifest.key:
         return f"{shown(manifest.path)}: key_inputs: changed after the artifact was made"
     digests = {
         name: record.sha256 for part in exported.values() for name, record in part.files.items()

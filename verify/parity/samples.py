@@ -55,7 +55,7 @@ def variant_samples(
     for net in manifest.nets:
         own = [sample for sample in samples if sample.net == net.name]
         reached = {net.taking(_shapes(sample.feeds)).name for sample in own}
-        for variant in net.stages:
+        for variant in net.shapes:
             if variant.name not in reached and (sample := _sample(variant, net, onnx, own)):
                 made.append(sample)
     return made

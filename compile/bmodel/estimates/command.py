@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from compile.bmodel.estimates.report import REPORT_FILE, EstimateReport, collect
 from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import shown
-from pipeline.build import as_json, write_atomically
+from pipeline.atomic import write_atomically
+from pipeline.build import as_json
 from pipeline.command import exit_codes, select
 from pipeline.console import messages, print_table
 
@@ -89,7 +91,7 @@ def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1 else f"{value:.2f}"
 
 
-def _operations(counts: dict[str, int]) -> str:
+def _operations(counts: Mapping[str, int]) -> str:
     """Thousand millions, by arithmetic where it is known."""
     return " ".join(
         f"{count / 1e9:.2f}" if arithmetic == "all" else f"{arithmetic} {count / 1e9:.2f}"

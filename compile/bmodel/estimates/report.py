@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from compile.bmodel.estimates.published import PUBLISHED_F32_MS
 from compile.bmodel.estimates.totals import NetName, parts, total
 from compile.bmodel.task_file import SUFFIX as COMBINED_SUFFIX
 from configs.layout import MANIFEST_SUFFIX, Layout
-from configs.schema import PipelineConfig, Precision, Task
-from pipeline.manifest import ComponentManifest, Net, NetVariant, Work, read_manifest
+from configs.schema import PipelineConfig, Task
+from pipeline.manifest import CombinedManifest, ComponentManifest, Work, read_manifest
 
 REPORT_FILE = "estimate.json"
 
@@ -30,8 +29,8 @@ class NetEstimate(_Row):
     net: str
     target: str
     #: the set, and what the component is built as in it
-    precision: Precision
-    built_as: Precision
+    precision: str
+    built_as: str
     cores: int
     #: the compiler's estimate; None where the chip's compiler prints none
     latency_ms: float | None
@@ -50,7 +49,7 @@ class PartEstimate(_Row):
     task: Task
     part: str
     target: str
-    precision: Precision
+    precision: str
     cores: int
     #: tokens that the decoder yields; None where the part has none
     tokens: int | None
@@ -69,7 +68,7 @@ class FileEstimate(_Row):
 
     task: Task
     target: str
-    precision: Precision
+    precision: str
     #: component, or ``combined``
     what: str
     file_bytes: int
@@ -114,8 +113,8 @@ def collect(
                 continue
             manifest = read_manifest(ComponentManifest, path)
             if manifest.target in chips:
-                nets += _nets(manifest)
-                files.append(_file(manifest))
+                nets += _nets(task, manifest)
+                files.append(_file(task, manifest))
         files += _combined(layout.task(task), task, chips)
     return EstimateReport(
         pipeline=pipeline.name,
@@ -128,28 +127,24 @@ def collect(
     )
 
 
-def _nets(manifest: ComponentManifest) -> Iterator[NetEstimate]:
-    chip = manifest.key_inputs.get("chip") or {}
-    for stage in (stage for net in manifest.nets for stage in net.stages):
+def _nets(task: Task, manifest: ComponentManifest) -> Iterator[NetEstimate]:
+    chip = manifest.key_inputs["settings"]["target"]
+    for net in manifest.compiled_nets:
         yield NetEstimate(
-            task=manifest.task,
+            task=task,
             component=manifest.component,
-            net=stage.name,
+            net=net.name,
             target=manifest.target,
             precision=manifest.precision,
             built_as=manifest.built_as or manifest.precision,
-            cores=int(chip.get("cores", 1)),
-            latency_ms=_latency_ms(stage),
-            work=stage.work,
-            bound=stage.work.bound if stage.work else None,
-            fusions=stage.fusions,
+            cores=int(chip["cores"]),
+            latency_ms=net.latency_ms,
+            work=net.work,
+            bound=net.work.bound if net.work else None,
+            fusions=dict(net.fusions),
             file_bytes=_bmodel_bytes(manifest),
             device_memory_bytes=manifest.device_memory_bytes,
         )
-
-
-def _latency_ms(net: Net | NetVariant) -> float | None:
-    return net.estimate.latency_ms if net.estimate else None
 
 
 def _bmodel_bytes(manifest: ComponentManifest) -> int:
@@ -157,9 +152,9 @@ def _bmodel_bytes(manifest: ComponentManifest) -> int:
     return sum(f.size_bytes for name, f in manifest.files.items() if name.endswith(".bmodel"))
 
 
-def _file(manifest: ComponentManifest) -> FileEstimate:
+def _file(task: Task, manifest: ComponentManifest) -> FileEstimate:
     return FileEstimate(
-        task=manifest.task,
+        task=task,
         target=manifest.target,
         precision=manifest.precision,
         what=manifest.component,
@@ -170,20 +165,20 @@ def _file(manifest: ComponentManifest) -> FileEstimate:
 
 def _combined(folder: Path, task: Task, chips: set[str]) -> Iterator[FileEstimate]:
     for path in sorted(folder.glob(f"*/*{COMBINED_SUFFIX}")):
-        data = json.loads(path.read_text())
-        if data["target"] in chips:
+        manifest = read_manifest(CombinedManifest, path)
+        if manifest.target in chips:
             yield FileEstimate(
                 task=task,
-                target=data["target"],
-                precision=data["precision"],
+                target=manifest.target,
+                precision=manifest.precision,
                 what="combined",
-                file_bytes=sum(record["size_bytes"] for record in data["files"].values()),
-                device_memory_bytes=data["device_memory_bytes"],
+                file_bytes=sum(record.size_bytes for record in manifest.files.values()),
+                device_memory_bytes=manifest.device_memory_bytes,
             )
 
 
 def _parts(nets: list[NetEstimate], tokens: int, answer: int) -> Iterator[PartEstimate]:
-    sets: dict[tuple[Task, str, Precision, int], dict[NetName, NetEstimate]] = {}
+    sets: dict[tuple[Task, str, str, int], dict[NetName, NetEstimate]] = {}
     for net in nets:
         members = sets.setdefault((net.task, net.target, net.precision, net.cores), {})
         members[(net.component, net.net)] = net

@@ -23,17 +23,18 @@ from compile.calibration.examples import examples_digest
 from compile.calibration.inputs import Arrays, net_inputs
 from compile.graphs.graph import Array
 from compile.graphs.static_graph import session
-from compile.work_cache import cached
 from configs.errors import InputError, ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import TASK_COMPONENTS
-from pipeline.build import source_digest
 from pipeline.console import Steps, steps
 from pipeline.manifest import QuantizedNet, file_sha256, key_of
+from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
+from pipeline.work_cache import cached
 
 if TYPE_CHECKING:
+    from compile.bmodel.plan import BModelPlan, NetPlan
     from compile.bmodel.prepare import Prepared
 
 #: How thresholds are chosen (compile/bmodel/integers/thresholds.py).
@@ -65,6 +66,12 @@ class NetToQuantize:
     def mlir(self) -> Path:
         """The top-level MLIR."""
         return self.top / f"{self.artifact_net}.mlir"
+
+
+def net_to_quantize(plan: BModelPlan, net: NetPlan, prepared: Prepared, top: Path) -> NetToQuantize:
+    """A net of a plan, with the folder of its MLIR."""
+    folder = plan.preparation.intermediate.folder
+    return NetToQuantize(plan.job, net.name, net.artifact_net, folder, prepared, top)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def calibrate(one: NetToQuantize) -> Calibrated:
     thresholds, _ = table(operations, ranges, METHOD)
     if given is not None:
         return Calibrated(thresholds, text, text, shown(given), None)
-    islands = one.job.target.integer_islands.upper()
+    islands = one.job.chip.integer_islands.upper()
     bound = one.job.layout.pipeline.calibration.maximum_error
     with steps(f"quantize {one.job.name} {one.net}", 0, remaining=True) as progress:
         measure = _Search(one, operations, ranges, progress)
@@ -181,7 +188,7 @@ def _data_key(one: NetToQuantize) -> dict[str, Any]:
         "weights": {name: key_of(_zip_digests(one.top / name)) for name in _weights(one)},
         "calibration": calibration_key(one.job, ()),
         "method": METHOD,
-        "source": source_digest("compile/bmodel/integers"),
+        "source": source_digest("compile.bmodel.integers", without=("compile.calibration",)),
         "tpu_mlir": command_lines.version(),
     }
 
@@ -208,7 +215,7 @@ class _Search:
         ranges: Mapping[str, Range],
         progress: Steps,
     ) -> None:
-        target = one.job.target
+        target = one.job.chip
         graph = one.prepared_folder / f"{one.net}.onnx"
         self._maker = FakeQuantized(
             graph, operations, ranges, whole_shifts=not target.scale_per_channel

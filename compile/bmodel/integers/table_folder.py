@@ -8,11 +8,11 @@ from typing import get_args
 
 from compile.backend import Job
 from compile.bmodel.integers.tables import SUFFIX, modes_of, read_table, table_file
-from compile.graphs.shapes import net_in_file, net_names
 from configs.errors import ConfigError
 from configs.layout import REPOSITORY_ROOT
 from configs.load import load_target, shown, target_names
 from configs.schema import TASK_COMPONENTS, Component, PipelineConfig, TargetConfig, Task
+from pipeline.net_shapes import net_in_file, net_names
 
 _MARK = SUFFIX.removeprefix(".")
 

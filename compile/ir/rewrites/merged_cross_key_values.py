@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compile.ir.rewrites import Rewritten, nodes
@@ -24,7 +25,7 @@ def rewrite(vision: openvino.Model, net: Net, cross: openvino.Model, projections
     # Encoder tokens are image tokens here, and their number is fixed.
     tokens = net.outputs[0].shape[1]
     outputs = tuple(
-        spec.model_copy(update={"shape": (spec.shape[0], tokens, *spec.shape[2:])})
+        replace(spec, shape=(spec.shape[0], tokens, *spec.shape[2:]))
         for spec in projections.outputs
     )
-    return Rewritten(len(added), net.model_copy(update={"outputs": (*net.outputs, *outputs)}))
+    return Rewritten(len(added), replace(net, outputs=(*net.outputs, *outputs)))

@@ -9,6 +9,7 @@ tensors are rewritten alike.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,14 +43,13 @@ def rewrite(model: openvino.Model, net: Net) -> Rewritten:
         if not spec.name.startswith("cross."):
             return spec
         if spec.name.endswith("key"):
-            return spec.model_copy(update={"layout": TensorLayout(order=ORDER, scale=scale)})
-        return spec.model_copy(update={"layout": TensorLayout(order=ORDER)})
+            return replace(spec, layout=TensorLayout(order=ORDER, scale=scale))
+        return replace(spec, layout=TensorLayout(order=ORDER))
 
-    changed = net.model_copy(
-        update={
-            "inputs": tuple(described(spec) for spec in net.inputs),
-            "outputs": tuple(described(spec) for spec in net.outputs),
-        }
+    changed = replace(
+        net,
+        inputs=tuple(described(spec) for spec in net.inputs),
+        outputs=tuple(described(spec) for spec in net.outputs),
     )
     return Rewritten(consumed + produced, changed)
 

@@ -6,6 +6,7 @@ which row of the last call each row continues, so beams are reordered inside the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from compile.ir.rewrites import Rewritten, nodes
@@ -69,5 +70,5 @@ def rewrite(model: openvino.Model, net: Net) -> Rewritten:
     model.add_variables(variables)
     model.add_sinks(sinks)
     model.validate_nodes_and_infer_types()
-    changed = net.model_copy(update={"states": tuple(states), "row_index": BEAM_INDEX})
+    changed = replace(net, states=tuple(states), row_index=BEAM_INDEX)
     return Rewritten(len(states), changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from configs.schema import QualityGate
@@ -39,11 +39,17 @@ def gate_of(
     gates: Mapping[str, QualityGate], *, target: str, precision: str, mode: str
 ) -> tuple[str, QualityGate] | None:
     """The most specific gate that fits, with its name."""
+    return next(fitting(gates, target=target, precision=precision, mode=mode), None)
+
+
+def fitting(
+    gates: Mapping[str, QualityGate], *, target: str, precision: str, mode: str
+) -> Iterator[tuple[str, QualityGate]]:
+    """Every gate that fits, with its name, the most specific one first."""
     names = [f"{target}.{precision}.{mode}", f"{target}.{precision}", precision]
     for name in names if mode else names[1:]:
         if name in gates:
-            return name, gates[name]
-    return None
+            yield name, gates[name]
 
 
 def judged(

@@ -6,17 +6,43 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.build import artifact_lock, files_match, staging
-from pipeline.manifest import FileRecord, file_record, key_of
+from pipeline.atomic import artifact_lock, staging
+from pipeline.build import files_match
+from pipeline.manifest import FileRecord, file_record, from_json, key_of
 
-_CONTENTS = "contents.json"
+#: What an intermediate's folder has, written last.
+CONTENTS = "contents.json"
 #: A folder that no run has used for this long is removed when another of its name is made. Another
 #: run may just be at work with the previous one, so being out of date is not enough.
 _KEPT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class _Contents:
+    files: Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """An intermediate that a plan names before it is made."""
+
+    work: Path
+    name: str
+    key_inputs: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be."""
+        return cached_path(self.work, self.name, self.key_inputs)
+
+    def made(self, make: Callable[[Path], None]) -> Path:
+        """Its folder, complete; see :func:`cached`."""
+        return cached(self.work, self.name, self.key_inputs, make)
 
 
 def cached_path(work: Path, name: str, key_inputs: dict[str, Any]) -> Path:
@@ -33,16 +59,16 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
     path = cached_path(work, name, key_inputs)
     with artifact_lock(work, name):
         if _complete(path):
-            os.utime(path / _CONTENTS)
+            os.utime(path / CONTENTS)
             return path
         with staging(work, name) as temporary:
             make(temporary)
             records = {
-                file.name: file_record(file).model_dump()
+                file.name: asdict(file_record(file))
                 for file in sorted(temporary.iterdir())
                 if file.is_file()
             }
-            (temporary / _CONTENTS).write_text(json.dumps(records, indent=1))
+            (temporary / CONTENTS).write_text(json.dumps(records, indent=1))
             _remove_unused(work, name)
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
@@ -50,14 +76,15 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
 
 
 def _remove_unused(work: Path, name: str) -> None:
-    for contents in work.glob(f"{name}.*/{_CONTENTS}"):
+    for contents in work.glob(f"{name}.*/{CONTENTS}"):
         if time.time() - contents.stat().st_mtime > _KEPT_S:
             shutil.rmtree(contents.parent, ignore_errors=True)
 
 
 def _complete(path: Path) -> bool:
     try:
-        records = json.loads((path / _CONTENTS).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        data = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
+        contents = from_json(_Contents, {"files": data})
+    except (OSError, ValueError, RecursionError):
         return False
-    return files_match(path, {name: FileRecord(**record) for name, record in records.items()})
+    return files_match(path, contents.files)

@@ -45,11 +45,6 @@ def net_in_file(component: Component, net: str) -> str:
     return component if net == "main" else f"{component}_{net}"
 
 
-def net_of(task: Task, component: Component, name: str) -> str:
-    """The net that a shape's name belongs to: ``step`` for ``step_16p``."""
-    return next(net for net in net_names(task, component) if f"{name}_".startswith(f"{net}_"))
-
-
 def net_shapes(
     task: Task, component: Component, shapes: StaticShapes, image_tokens: int
 ) -> tuple[NetShape, ...]:
