@@ -44,7 +44,7 @@ $(TPU_ENVIRONMENT): requirements/tpu.txt requirements/tpu-constraints.txt script
 	@touch $@
 
 doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
-	@$(PYTHON) -m scripts.doctor
+	@$(PYTHON) -m scripts.doctor --config $(CONFIG)
 
 ##@ Build
 export: $(ENVIRONMENT) ## checkpoints -> ONNX, one file per component

@@ -67,6 +67,11 @@ class Layout:
         """Folder of vendor tool intermediates, one per net; safe to delete."""
         return self.root / "work"
 
+    @property
+    def converted(self) -> Path:
+        """Checkpoints converted from other formats, shared by pipelines; safe to delete."""
+        return REPOSITORY_ROOT / self.pipeline.artifacts / ".checkpoints"
+
     def task(self, task: Task) -> Path:
         """Folder of one task: what the runtime loads."""
         return self.root / task
@@ -93,14 +98,15 @@ class Layout:
 
 
 def checkpoint_folder(source: str) -> Path | None:
-    """The local folder a checkpoint string means, or None when it can only be a model-hub id.
+    """The local path a checkpoint string means, or None when it can only be a model-hub id.
 
-    A hub id has the form ``owner/name`` and names no existing path; everything else is a path,
-    relative to the repository root unless absolute.
+    A hub id has the form ``owner/name`` and names no existing path; everything else is a folder or
+    a ``.pth`` file, relative to the repository root unless absolute.
     """
     path = Path(source).expanduser()
     candidate = path if path.is_absolute() else REPOSITORY_ROOT / path
-    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    is_path = source.startswith((".", "/", "~")) or source.endswith(".pth")
+    looks_like_hub_id = source.count("/") == 1 and not is_path
     if looks_like_hub_id and not candidate.exists():
         return None
     return candidate

@@ -100,7 +100,7 @@ class StaticShapes(Strict):
 class TaskConfig(Strict):
     """One task: which checkpoint, and the lengths it is compiled for."""
 
-    #: local folder (relative to the repository root, or absolute) or model-hub id
+    #: local folder or ``.pth`` file (relative to the repository root, or absolute), or hub id
     checkpoint: Annotated[str, Field(min_length=1)]
     #: hub commit, tag or branch; only for hub ids
     revision: str | None = None

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from configs.layout import Layout
 from configs.load import shown
-from export.pipeline import TaskPlan, plan, run
-from pipeline.command import exit_codes, select
+from export.checkpoint import Source
+from export.pipeline import TaskPlan, find_sources, plan, run
+from pipeline.command import Selection, exit_codes, select
 from pipeline.console import messages, output
 from pipeline.owner import claim
 
@@ -29,11 +31,14 @@ def main(
 ) -> None:
     """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
     selection = select(config, task=task, component=component)
-    plans = plan(selection, force=force)
     claim(selection, force=force, keep=not dry_run)
     if dry_run:
-        _print_plan(plans)
+        sources = find_sources(selection)
+        there = [source for source in sources if not source.missing]
+        _print_plan(plan(selection, there, force=force))
+        _print_downloads(selection, [source for source in sources if source.missing])
         return
+    plans = plan(selection, force=force)
     if not any(item.work for item in plans):
         count = sum(len(item.items) for item in plans)
         messages.print(f"export: unchanged, {count} components are up to date")
@@ -54,6 +59,18 @@ def _print_plan(plans: list[TaskPlan]) -> None:
         for entry in item.items:
             state = "unchanged" if entry.reusable else "build"
             output.print(f"#   {state:9}  {shown(entry.location.file('.onnx'))}", soft_wrap=True)
+
+
+def _print_downloads(selection: Selection, sources: list[Source]) -> None:
+    layout = Layout(selection.pipeline)
+    for source in sources:
+        size = sum(source.missing.values()) / 1e6
+        name = f"{source.name} at {source.revision}"
+        output.print(f"# {source.task}: {name}, {size:,.0f} MB to download", soft_wrap=True)
+        output.print(f"#   build      {shown(layout.task_manifest(source.task))}", soft_wrap=True)
+        for component in selection.task_components(source.task):
+            path = layout.onnx(source.task, component).file(".onnx")
+            output.print(f"#   build      {shown(path)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,48 @@
-"""Checkpoints on disk or on the model hub: where they lie, whether they are whole, their digests.
+"""Checkpoints in a folder, in a file of the original code or on the model hub: found and checked.
 
 Free of torch and transformers, so that an unchanged pipeline is recognised in a fraction of a
-second. Weights are safetensors only: other formats can run code when they are read.
+second. Nothing that could run code is read: pickles are converted by ``export.conversion``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import mmap
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configs.errors import InputError
+from configs.errors import InputError, ToolError
 from configs.layout import checkpoint_folder
 from configs.load import shown
 from configs.schema import Task, TaskConfig
-from export.files import CONFIG, IMAGE_FILES, PROCESSOR_FILES, WEIGHTS, WEIGHTS_INDEX
-from pipeline.manifest import Checkpoint, file_sha256
+from pipeline.checkpoint.converted import converted, entry, small_files
+from pipeline.checkpoint.files import (
+    ADAPTER,
+    CONFIG,
+    IMAGE_FILES,
+    PROCESSOR_FILES,
+    read_json,
+    weight_names,
+)
+from pipeline.checkpoint.stored import (
+    ORIGINAL,
+    adapter_sources,
+    is_adapter,
+    is_pickle,
+    original_sources,
+)
+from pipeline.checkpoint.tensors import (
+    Tensor,
+    checked_sha256,
+    combined,
+    parameter_digests,
+    read_tensors,
+)
+from pipeline.manifest import Checkpoint
+
+if TYPE_CHECKING:
+    from export.hub import Remote
 
 ARCHITECTURES: dict[Task, str] = {
     "caption": "BlipForConditionalGeneration",
@@ -28,8 +50,31 @@ ARCHITECTURES: dict[Task, str] = {
     "itm": "BlipForImageTextRetrieval",
 }
 
-#: safetensors allows headers up to this many bytes
-_MAXIMUM_HEADER = 100_000_000
+
+@dataclass(frozen=True)
+class Source:
+    """A task's checkpoint: what it consists of, and what of that is still on the hub."""
+
+    task: Task
+    name: str
+    #: folder of the small files; of a hub checkpoint, its place in the hub's cache
+    folder: Path
+    #: small files and weights; one file of the original code
+    files: tuple[str, ...]
+    weights: tuple[str, ...]
+    remote: Remote | None = None
+    #: folder of an adapter that is merged into the weights
+    adapter: Path | None = None
+
+    @property
+    def revision(self) -> str | None:
+        """The hub's commit."""
+        return self.remote.commit if self.remote else None
+
+    @property
+    def missing(self) -> Mapping[str, int]:
+        """Sizes of files to be downloaded."""
+        return self.remote.missing([*self.files, *self.weights]) if self.remote else {}
 
 
 @dataclass(frozen=True)
@@ -38,110 +83,213 @@ class CheckpointFiles:
 
     task: Task
     identity: Checkpoint
+    #: folder of config.json and the processor's files
     folder: Path
+    #: folder of the safetensors weights
+    weights: Path
     config_sha256: str
     #: digest of each file that decides preprocessing and tokenisation
     processor_sha256: dict[str, str]
+    #: every tensor that is stored
+    tensors: Mapping[str, Tensor]
     #: per parameter: digest over type, shape and content
-    parameters: dict[str, str]
+    parameters: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", parameter_digests(self.tensors))
 
     def digest(self, names: list[str]) -> str:
         """Digest over some of the parameters."""
-        return _combined({name: self.parameters[name] for name in names})
+        return combined({name: self.parameters[name] for name in names})
 
 
-def _combined(digests: dict[str, str]) -> str:
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def inspect(task: Task, config: TaskConfig) -> CheckpointFiles:
-    """Finds a task's checkpoint and checks it without loading it.
+def find(task: Task, config: TaskConfig) -> Source:
+    """Finds a task's checkpoint; of one on the hub it downloads the configuration only.
 
     Raises:
-        InputError: missing, damaged, not safetensors, or another architecture.
+        InputError: missing, incomplete, of an unknown format, or of another architecture.
         ToolError: the model hub cannot be reached.
     """
     folder = checkpoint_folder(config.checkpoint)
-    revision = None
     if folder is None:
-        from export.hub import download  # the hub client is slow to import
-
-        folder, revision = download(config.checkpoint, config.revision)
-    elif config.revision is not None:
+        return _on_hub(task, config)
+    if config.revision is not None:
         raise InputError(
             f"{config.checkpoint}: revision {config.revision} is given for a local folder; "
             "remove it, revisions exist for hub ids only"
         )
+    if folder.suffix == ORIGINAL and folder.is_file():
+        if (folder.parent / CONFIG).is_file():
+            path = folder.parent / CONFIG
+            check_architecture(task, read_json(path), shown(path))
+        return Source(task, config.checkpoint, folder.parent, (), (folder.name,))
     if not folder.is_dir():
+        from export.hub import likely_id  # the hub client is slow to import
+
         raise InputError(
-            f"{config.checkpoint}: no such checkpoint folder; give a folder in the HuggingFace "
-            "format or a hub id (owner/name)"
+            f"{config.checkpoint}: no such checkpoint folder; {likely_id(config.checkpoint)}"
         )
-    settings = read_json(folder / CONFIG)
-    check_architecture(task, settings, folder / CONFIG)
-    parameters: dict[str, str] = {}
-    for path in weight_files(folder):
-        parameters |= _parameter_digests(path)
-    processor = {
-        name: file_sha256(folder / name) for name in PROCESSOR_FILES if (folder / name).is_file()
-    }
-    check_processor_files(processor, folder)
-    return CheckpointFiles(
-        task=task,
-        identity=Checkpoint(
-            source=config.checkpoint,
-            revision=revision,
-            weights_sha256=_combined(parameters),
-            architecture=ARCHITECTURES[task],
-        ),
-        folder=folder,
-        config_sha256=file_sha256(folder / CONFIG),
-        processor_sha256=processor,
-        parameters=parameters,
+    if is_adapter(folder):
+        return _adapter(task, config, folder)
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    return _described(task, config.checkpoint, folder, names)
+
+
+def _adapter(task: Task, config: TaskConfig, folder: Path) -> Source:
+    """The checkpoint that an adapter changes, which its configuration names."""
+    settings = read_json(folder / ADAPTER)
+    base = settings.get("base_model_name_or_path")
+    if not base or find_spec("peft") is None:
+        raise InputError(
+            f"{shown(folder)}: an adapter of {base or 'an unnamed checkpoint'}; to have it merged "
+            f"here name the base in {ADAPTER} and run: .venv/bin/pip install peft; or merge it: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+        )
+    changes = {"checkpoint": str(base), "revision": settings.get("revision")}
+    source = find(task, config.model_copy(update=changes))
+    return replace(source, name=config.checkpoint, adapter=folder)
+
+
+def _on_hub(task: Task, config: TaskConfig) -> Source:
+    from export.hub import look_up
+
+    remote = look_up(config.checkpoint, config.revision)
+    where = f"{config.checkpoint} at {remote.commit[:7]}"
+    if CONFIG not in remote.sizes:
+        raise InputError(
+            f"{where}: not in the HuggingFace format; it holds "
+            f"{', '.join(sorted(remote.sizes)[:6]) or 'nothing'}; download a .pth file and give "
+            "its path as checkpoint"
+        )
+    try:
+        return _described(task, where, remote.folder, remote.sizes, remote)
+    except InputError:
+        if remote.listed:
+            raise
+        raise ToolError(
+            f"{where}: the hub's cache holds a part of it only and the hub cannot be asked for "
+            "the rest; run again with network"
+        ) from None
+
+
+def _described(
+    task: Task, name: str, folder: Path, names: Collection[str], remote: Remote | None = None
+) -> Source:
+    where = name if remote else shown(folder)
+    check_architecture(task, read_json(folder / CONFIG), f"{where}/{CONFIG}")
+    weights = weight_names(folder, names, where)
+    small = [CONFIG, *(name for name in PROCESSOR_FILES if name in names)]
+    check_processor_files(small, where)
+    return Source(
+        task, remote.name if remote else name, folder, tuple(small), tuple(weights), remote
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def inspect(source: Source, store: Path) -> CheckpointFiles:
+    """Downloads what is missing and checks it without loading it.
+
+    Other formats than safetensors are converted into ``store``, once.
 
     Raises:
-        InputError: missing, unreadable or not a JSON object.
+        InputError: damaged, or not what its listing says.
+        ToolError: the model hub cannot be reached, or the disk is full.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{shown(path)}: no such file; the checkpoint is not in the HuggingFace format"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{shown(path)}: cannot be read as JSON ({error}); restore the checkpoint"
-        ) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{shown(path)}: not a JSON object; restore the checkpoint")
-    return data
+    expected: dict[str, str | None] = {}
+    if source.remote is not None:
+        from export.hub import download
+
+        expected = download(source.remote, [*source.files, *source.weights])
+        for name in source.files:
+            checked_sha256(source.folder / name, expected[name])
+    weights, tensors = _weights(source, expected, store)
+    folder = source.folder if (source.folder / CONFIG).is_file() else weights
+    check_architecture(source.task, read_json(folder / CONFIG), shown(folder / CONFIG))
+    files = _files(source, folder, weights, tensors)
+    return files if source.adapter is None else _merged(source, files, source.adapter, store)
 
 
-def check_architecture(task: Task, settings: dict[str, Any], path: Path) -> None:
+def _merged(source: Source, base: CheckpointFiles, adapter: Path, store: Path) -> CheckpointFiles:
+    def merge(new: Path) -> None:
+        from export.conversion import merge_adapter
+
+        merge_adapter(base, adapter, new)
+
+    folder = entry(store, adapter_sources(adapter))
+    tensors = converted(folder, merge, base.identity.weights_sha256 + base.config_sha256)
+    return _files(replace(source, remote=None), folder, folder, tensors)
+
+
+def _files(
+    source: Source, folder: Path, weights: Path, tensors: Mapping[str, Tensor]
+) -> CheckpointFiles:
+    small = small_files(folder)
+    config_sha256 = small.pop(CONFIG)
+    return CheckpointFiles(
+        task=source.task,
+        identity=Checkpoint(
+            source=source.name,
+            revision=source.revision,
+            weights_sha256=combined(parameter_digests(tensors)),
+            architecture=ARCHITECTURES[source.task],
+        ),
+        folder=folder,
+        weights=weights,
+        config_sha256=config_sha256,
+        processor_sha256=small,
+        tensors=tensors,
+    )
+
+
+def _weights(
+    source: Source, expected: Mapping[str, str | None], store: Path
+) -> tuple[Path, dict[str, Tensor]]:
+    """A folder that holds the weights as safetensors, and their tensors."""
+    paths = [source.folder / name for name in source.weights]
+    if paths[0].suffix == ORIGINAL:
+        folder = entry(store, original_sources(paths[0]))
+
+        def original(new: Path) -> None:
+            from export.conversion import convert_original  # torch is slow to import
+
+            convert_original(paths[0], new)
+
+        return folder, converted(folder, original)
+    if is_pickle(source.weights):
+        folder = entry(store, {p.name: checked_sha256(p, expected.get(p.name)) for p in paths})
+
+        def pickles(new: Path) -> None:
+            from export.conversion import convert_pickles
+
+            convert_pickles(paths, new)
+
+        return folder, converted(folder, pickles)
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= read_tensors(path, expected.get(path.name))
+    return source.folder, tensors
+
+
+def check_architecture(task: Task, settings: dict[str, Any], where: str) -> None:
     """Refuses a checkpoint made for something else.
 
     Raises:
         InputError: naming the architecture found and the one needed.
     """
-    found = settings.get("architectures") or [f"model_type {settings.get('model_type')}"]
     needed = ARCHITECTURES[task]
+    found = settings.get("architectures")
+    if not found and settings.get("model_type") == "blip":
+        raise InputError(f'{where}: architectures is missing; add "architectures": ["{needed}"]')
+    found = found or [f"model_type {settings.get('model_type')}"]
     if found != [needed]:
         names = ", ".join(str(name) for name in found)
         other = [name for name, architecture in ARCHITECTURES.items() if architecture in found]
         cure = f"use it for tasks.{other[0]}" if other else "choose a BLIP checkpoint"
         raise InputError(
-            f"{shown(path)}: architectures: {names} cannot serve {task}, which needs {needed}; "
-            f"{cure}"
+            f"{where}: architectures: {names} cannot serve {task}, which needs {needed}; {cure}"
         )
 
 
-def check_processor_files(found: dict[str, str], folder: Path) -> None:
+def check_processor_files(found: Collection[str], where: str) -> None:
     """Refuses a checkpoint without preprocessing settings or vocabulary.
 
     Raises:
@@ -154,84 +302,5 @@ def check_processor_files(found: dict[str, str], folder: Path) -> None:
     for what, names in needed.items():
         if not any(name in found for name in names):
             raise InputError(
-                f"{shown(folder)}: {' or '.join(names)} is missing; add the checkpoint's file "
-                f"with {what}"
+                f"{where}: {' or '.join(names)} is missing; add the checkpoint's file with {what}"
             )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's safetensors files, one or several shards.
-
-    Raises:
-        InputError: none, or a shard is missing.
-    """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        raise InputError(
-            f"{shown(folder / WEIGHTS)}: no such file; only safetensors weights are read, so save "
-            "the model again with save_pretrained(folder)"
-        )
-    mapping = read_json(index).get("weight_map")
-    if not isinstance(mapping, dict) or not mapping:
-        raise InputError(f"{shown(index)}: weight_map is missing; restore the checkpoint")
-    shards = [folder / Path(str(name)).name for name in sorted(set(mapping.values()))]
-    for shard in shards:
-        if not shard.is_file():
-            raise InputError(f"{shown(shard)}: no such file, but {WEIGHTS_INDEX} lists it; add it")
-    return shards
-
-
-def _header(view: bytes | mmap.mmap, path: Path) -> tuple[dict[str, Any], int]:
-    """The parsed header of a safetensors file and where its data begins."""
-    damaged = f"{shown(path)}: not a whole safetensors file"
-    cure = "copy or download the checkpoint again"
-    if len(view) < 8:
-        raise InputError(f"{damaged} ({len(view)} bytes); {cure}")
-    length = int.from_bytes(view[:8], "little")
-    if not 2 <= length <= min(_MAXIMUM_HEADER, len(view) - 8):
-        raise InputError(f"{damaged} (header of {length} bytes in {len(view)}); {cure}")
-    try:
-        header = json.loads(view[8 : 8 + length])
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        raise InputError(f"{damaged} (garbled header); {cure}") from None
-    if not tensors or 8 + length + end != len(view):
-        raise InputError(
-            f"{damaged} ({len(view)} bytes, its header says {8 + length + end}); {cure}"
-        )
-    return tensors, 8 + length
-
-
-def _parameter_digests(path: Path) -> dict[str, str]:
-    """Digest of each tensor of a safetensors file.
-
-    Raises:
-        InputError: not a whole safetensors file.
-    """
-    try:
-        with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise InputError(f"{shown(path)}: empty; copy or download the checkpoint again")
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                return _digests(view, path)
-    except OSError as error:
-        raise InputError(
-            f"{shown(path)}: cannot be read ({error.strerror}); check the file"
-        ) from None
-
-
-def _digests(view: mmap.mmap, path: Path) -> dict[str, str]:
-    tensors, start = _header(view, path)
-
-    def digest(entry: dict[str, Any]) -> str:
-        begin, end = entry["data_offsets"]
-        result = hashlib.sha256(f"{entry['dtype']} {entry['shape']}\n".encode())
-        with memoryview(view) as data, data[start + begin : start + end] as content:
-            result.update(content)
-        return result.hexdigest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))

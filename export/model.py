@@ -9,6 +9,8 @@ import torch
 from configs.errors import InputError
 from configs.load import shown
 from export.checkpoint import CheckpointFiles
+from export.settings import read_config
+from pipeline.checkpoint.tensors import BUFFER
 
 
 def load_model(files: CheckpointFiles) -> Any:
@@ -25,7 +27,8 @@ def load_model(files: CheckpointFiles) -> Any:
     where = shown(files.folder)
     try:
         model, report = model_class.from_pretrained(
-            files.folder,
+            files.weights,
+            config=read_config(files),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -42,11 +45,11 @@ def load_model(files: CheckpointFiles) -> Any:
             f"{where}: weights do not fit the model of config.json ({reason}); "
             "use the config.json and weights of one checkpoint"
         ) from None
-    missing = sorted(report["missing_keys"])
-    if missing:
+    unexpected = [name for name in report["unexpected_keys"] if not name.endswith(BUFFER)]
+    if astray := [*report["missing_keys"], *report["mismatched_keys"], *unexpected]:
         raise InputError(
-            f"{where}: {len(missing)} weights are missing, among them {missing[0]}; "
-            "use a complete checkpoint"
+            f"{where}: {astray[0]} is not what the model of config.json needs; use a complete "
+            "checkpoint"
         )
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from configs.layout import Layout, Location
 from configs.load import shown
 from configs.schema import Component, PipelineConfig, Task
-from export.checkpoint import CheckpointFiles, inspect
+from export.checkpoint import CheckpointFiles, Source, find, inspect
 from export.components import registry
-from export.files import IMAGE_FILES, TEXT_FILES
-from export.task_manifest import TaskItem, build_task, plan_task, restamp
+from export.task_manifest import TaskItem, build_task, check_previous, plan_task, restamp
 from pipeline.build import build_component, current, tool_versions
+from pipeline.checkpoint.files import IMAGE_FILES, TEXT_FILES
 from pipeline.command import Selection
-from pipeline.console import Steps, steps
+from pipeline.console import Steps, messages, steps
 from pipeline.manifest import Net, key_of
 from pipeline.sources import source_digest
 
@@ -60,14 +60,32 @@ class TaskPlan:
         return sum(not item.reusable for item in self.items) + (not self.task_item.reusable)
 
 
-def plan(selection: Selection, *, force: bool = False) -> list[TaskPlan]:
+def find_sources(selection: Selection) -> list[Source]:
+    """Finds every checkpoint, before the first one is downloaded.
+
+    Raises:
+        InputError: a checkpoint that is missing, or for another task.
+    """
+    return [find(task, selection.pipeline.tasks[task]) for task in selection.tasks]
+
+
+def plan(
+    selection: Selection, sources: list[Source] | None = None, *, force: bool = False
+) -> list[TaskPlan]:
     """Checks every checkpoint and finds out what has to be built, without loading any.
 
     Raises:
-        InputError: a checkpoint that is missing, damaged or for another task.
+        InputError: a checkpoint that is damaged, or another one under the same revision.
     """
     layout = Layout(selection.pipeline)
-    found = [(task, inspect(task, selection.pipeline.tasks[task])) for task in selection.tasks]
+    found = []
+    for source in find_sources(selection) if sources is None else sources:
+        if missing := source.missing:
+            size = sum(missing.values()) / 1e6
+            messages.print(f"{source.task}: downloading {source.name}, {size:,.0f} MB")
+        files = inspect(source, layout.converted)
+        check_previous(files, layout, force=force)
+        found.append((source.task, files))
     versions = tool_versions(*TOOLS)
     plans = []
     for task, files in found:
@@ -132,6 +150,7 @@ def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> 
         ParityError: a wrapper that does not compute what the checkpoint computes.
         ToolError: the exporter failed or the disk is full.
     """
+    from export.accounting import check_tensors
     from export.processor import load_processor, text_settings
     from export.settings import check_shapes, read_settings
 
@@ -141,6 +160,7 @@ def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> 
         config = selection.pipeline.tasks[item.task]
         settings = read_settings(item.files)
         check_shapes(settings, config.shapes)
+        check_tensors(item.files)
         processor = load_processor(item.files, settings)
         text_settings(processor, settings, config)
         loaded.append(_Loaded(item.files, settings, processor))

@@ -130,7 +130,7 @@ def _encoder_start(tokenizer: Any, settings: ModelSettings) -> int | None:
         return known
     # The public checkpoints' tokenizers do not name it; the original code adds [DEC], then [ENC].
     follower = settings.start_token_id + 1
-    return follower if follower == settings.vocabulary_size - 1 else None
+    return follower if len(tokenizer) <= follower < settings.vocabulary_size else None
 
 
 def write_processor(processor: Processor, folder: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 from configs.errors import ConfigError, InputError
 from configs.load import shown
 from configs.schema import StaticShapes, Task
-from export.checkpoint import CheckpointFiles, read_json
-from export.files import CONFIG
+from export.checkpoint import CheckpointFiles
+from pipeline.checkpoint.files import CONFIG, read_json
 from pipeline.manifest import Dimensions
 
 
@@ -49,24 +49,36 @@ class ModelSettings:
         )
 
 
-def read_settings(files: CheckpointFiles) -> ModelSettings:
-    """Reads and checks config.json, with HuggingFace's defaults for what it leaves out.
+def read_config(files: CheckpointFiles) -> Any:
+    """Reads config.json as HuggingFace's class, with its defaults for what is left out.
 
     Raises:
-        InputError: a value with which no model can be built, naming its key.
+        InputError: no valid configuration, or one that changes what the model returns.
     """
     from transformers import BlipConfig
 
     path = files.folder / CONFIG
+    settings = read_json(path)
+    for section in (settings, settings.get("text_config"), settings.get("vision_config")):
+        if isinstance(section, dict) and section.get("return_dict") is False:
+            raise InputError(f"{shown(path)}: return_dict: must not be false; remove the key")
     try:
-        config = BlipConfig.from_dict(read_json(path))
+        return BlipConfig.from_dict(settings)
     except Exception as error:
         # transformers validates with exceptions of its own and of its dependencies.
         reason = " ".join(str(error).split())
         raise InputError(
             f"{shown(path)}: not a valid BLIP configuration ({reason}); correct the value"
         ) from None
-    return _checked(files.task, config, path)
+
+
+def read_settings(files: CheckpointFiles) -> ModelSettings:
+    """Reads and checks config.json.
+
+    Raises:
+        InputError: a value with which no model can be built, naming its key.
+    """
+    return _checked(files.task, read_config(files), files.folder / CONFIG)
 
 
 def _checked(task: Task, config: Any, path: Path) -> ModelSettings:

@@ -12,6 +12,7 @@ from configs.schema import TASK_COMPONENTS, PipelineConfig
 from export.checkpoint import CheckpointFiles
 from pipeline.atomic import artifact_lock, publish, staging, write_atomically
 from pipeline.build import files_match
+from pipeline.console import messages
 from pipeline.manifest import (
     Checkpoint,
     ComponentManifest,
@@ -116,6 +117,30 @@ def build_task(
         shutil.rmtree(folder / _FOLDER, ignore_errors=True)
         publish(temporary, folder, names, path)
         write_atomically(path, manifest_text(manifest))
+
+
+def check_previous(files: CheckpointFiles, layout: Layout, *, force: bool) -> None:
+    """Compares a hub checkpoint with the one that was exported last, and says if it moved.
+
+    Raises:
+        InputError: other weights under the same commit.
+    """
+    try:
+        old = read_manifest(TaskManifest, layout.task_manifest(files.task)).checkpoint
+    except InputError:
+        return
+    new = files.identity
+    if new.revision is None or old.revision is None or old.source != new.source:
+        return
+    if old.revision != new.revision:
+        messages.print(
+            f"{files.task}: {new.source} moved from {old.revision[:7]} to {new.revision[:7]}"
+        )
+    elif old.weights_sha256 != new.weights_sha256 and not force:
+        raise InputError(
+            f"{new.source} at {new.revision[:7]}: not the weights that this commit had when it was "
+            f"exported; delete {files.folder} and run again, or use FORCE=1 if these are right"
+        )
 
 
 def restamp(location: Location, identity: Checkpoint) -> None:

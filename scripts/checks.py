@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import BlipEdgeError
-from configs.layout import REPOSITORY_ROOT, TPU_ENVIRONMENT, checkpoint_folder
+from configs.layout import REPOSITORY_ROOT, TPU_ENVIRONMENT
 from configs.load import load_target
 from configs.schema import PipelineConfig
 from scripts import setup_tpu
@@ -137,18 +137,23 @@ def check_machine() -> Iterator[Check]:
 
 
 def check_checkpoints(pipeline: PipelineConfig) -> Iterator[Check]:
-    """The checkpoints that a pipeline names."""
+    """The checkpoints that a pipeline names; of those on the hub, whether they can be had."""
+    from export.checkpoint import find
+
     for task, config in pipeline.tasks.items():
         name = f"checkpoint ({task})"
-        folder = checkpoint_folder(config.checkpoint)
-        if folder is None:
-            cure = "downloaded by make export"
-            yield Check(name, "warning", f"{config.checkpoint}, on the model hub", cure)
-        elif (folder / "config.json").is_file():
-            yield Check(name, "ok", config.checkpoint)
+        try:
+            missing = sum(find(task, config).missing.values())
+        except BlipEdgeError as error:
+            yield Check(name, "missing", config.checkpoint, str(error))
+            continue
+        found = (
+            f"{config.checkpoint}, {_size(missing)} to download" if missing else config.checkpoint
+        )
+        if missing > shutil.disk_usage(REPOSITORY_ROOT).free:
+            yield Check(name, "missing", found, f"free {_size(missing)} of disk")
         else:
-            cure = f"git checkout -- {config.checkpoint}"
-            yield Check(name, "missing", f"no {config.checkpoint}", cure)
+            yield Check(name, "ok", found)
 
 
 def check_devices() -> Iterator[Check]:

@@ -1,6 +1,6 @@
 """What is installed, what can be built and verified here, and what to do about the rest.
 
-Run as ``python -m scripts.doctor``; exit code 0 if the default pipeline can run, else 1.
+Run as ``python -m scripts.doctor``; exit code 0 if the pipeline of ``--config`` can run, else 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from configs.errors import BlipEdgeError
 
 if TYPE_CHECKING:
     from scripts.checks import Check, TargetReport
@@ -28,28 +31,29 @@ class Diagnosis:
 
     checks: tuple[Check, ...]
     targets: tuple[TargetReport, ...]
-    #: targets that the default pipeline builds
+    #: the pipeline's name and the targets that it builds
+    pipeline: str
     needed: tuple[str, ...]
 
     @property
     def ready(self) -> bool:
-        """Whether the default pipeline can run here."""
+        """Whether the pipeline can run here."""
         blocked = any(check.status == "missing" for check in self.checks)
         able = {target.name for target in self.targets if target.build and target.verify}
         return not blocked and set(self.needed) <= able
 
 
-def diagnose() -> Diagnosis:
-    """Looks at this machine; changes nothing.
+def diagnose(config: Path | None = None) -> Diagnosis:
+    """Looks at this machine, and asks the hub for checkpoints that the pipeline has there.
 
     Raises:
-        ConfigError: the default pipeline's own files are invalid.
+        ConfigError: the pipeline's files are invalid.
     """
     from configs.layout import CONFIGS_FOLDER
     from configs.load import load_pipeline, target_names
     from scripts import checks
 
-    pipeline = load_pipeline(CONFIGS_FOLDER / "reference.yaml")
+    pipeline = load_pipeline(config or CONFIGS_FOLDER / "reference.yaml")
     tpu = tuple(checks.check_tpu_environment())
     tpu_ready = all(check.status == "ok" for check in tpu)
     found = (
@@ -62,7 +66,7 @@ def diagnose() -> Diagnosis:
         checks.check_browser(),
     )
     targets = tuple(checks.report_target(name, tpu_ready) for name in target_names())
-    return Diagnosis(found, targets, tuple(pipeline.targets))
+    return Diagnosis(found, targets, pipeline.name, tuple(pipeline.targets))
 
 
 def show(diagnosis: Diagnosis) -> None:
@@ -96,22 +100,24 @@ def show(diagnosis: Diagnosis) -> None:
     for target in diagnosis.targets:
         if target.cure:
             output.print(f" {_MARKS['missing']} {target.name}: {escape(target.cure)}")
-    if diagnosis.ready:
-        output.print(" [green]ready[/] for the default pipeline: make all")
-    else:
-        output.print(" [red]not ready[/] for the default pipeline")
+    state = "[green]ready[/]" if diagnosis.ready else "[red]not ready[/]"
+    output.print(f" {state} for the pipeline {diagnosis.pipeline}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--config", type=Path, help="pipeline file (default: the reference)")
     options = parser.parse_args(arguments)
     try:
-        diagnosis = diagnose()
+        diagnosis = diagnose(options.config)
     except ModuleNotFoundError as error:
         print(f"error: .venv has no {error.name}; run: rm -r .venv; make setup", file=sys.stderr)
         return 1
+    except BlipEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.json:
         print(json.dumps({"ready": diagnosis.ready, **asdict(diagnosis)}, indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_pipeline_loads_and_gates_every_target(path: Path) -> None:
     assert pipeline.name == path.stem
     assert set(pipeline.tasks) <= set(TASK_COMPONENTS)
     assert set(pipeline.verify.tokens) == {"onnx", *pipeline.targets}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_hub_checkpoints_are_pinned_to_a_commit(path: Path) -> None:
+    for task in load_pipeline(path).tasks.values():
+        on_hub = checkpoint_folder(task.checkpoint) is None
+        assert bool(re.fullmatch(r"[0-9a-f]{40}", task.revision or "")) == on_hub
 
 
 @pytest.mark.parametrize("name", target_names())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -61,6 +62,46 @@ def poison_a_weight(folder: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def change_weights(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """``change`` returns other weights, or changes them in place."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        save_file(change(weights) or weights, path, metadata={"format": "pt"})
+
+    return damage
+
+
+def with_adapter(weights: dict[str, Any]) -> None:
+    """As old peft leaves it: the base weights under their own names."""
+    query = "text_decoder.bert.encoder.layer.0.attention.self.query"
+    weights[f"{query}.lora_A.default.weight"] = weights[f"{query}.weight"][:4].clone()
+    weights[f"{query}.lora_B.default.weight"] = weights[f"{query}.weight"][:, :4].clone()
+
+
+def with_base_layer(weights: dict[str, Any]) -> None:
+    """As new peft names it."""
+    query = "text_decoder.bert.encoder.layer.0.attention.self.query"
+    weights[f"{query}.base_layer.weight"] = weights.pop(f"{query}.weight")
+    weights[f"{query}.lora_A.default.weight"] = weights[f"{query}.base_layer.weight"][:4].clone()
+
+
+def with_second_encoder(weights: dict[str, Any]) -> dict[str, Any]:
+    more = {f"question_adapter.{name}": tensor.clone() for name, tensor in weights.items()}
+    return weights | more
+
+
+def quantize_a_weight(weights: dict[str, Any]) -> None:
+    name = "vision_model.post_layernorm.weight"
+    weights[name] = weights[name].to(torch.int8)
+
+
+def add_adapter_files(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
+
+
 def set_vision(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit_config(folder, lambda data: data["vision_config"].update(values))
 
@@ -82,16 +123,19 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing config": (lambda c: (c / "config.json").unlink(), "config.json: no such file"),
     "garbled config": (lambda c: (c / "config.json").write_text("{no"), "cannot be read as JSON"),
     "list as config": (lambda c: (c / "config.json").write_text("[1]"), "not a JSON object"),
-    "missing weights": (lambda c: (c / "model.safetensors").unlink(), "only safetensors"),
+    "missing weights": (
+        lambda c: (c / "model.safetensors").unlink(),
+        "neither model.safetensors nor pytorch_model.bin",
+    ),
     "truncated weights": (lambda c: truncate(c / "model.safetensors", 20_000), "not a whole"),
-    "empty weights": (lambda c: truncate(c / "model.safetensors", 0), "empty"),
+    "empty weights": (lambda c: truncate(c / "model.safetensors", 0), "header too small"),
     "garbled weights": (
         lambda c: (c / "model.safetensors").write_bytes(os.urandom(5000)),
         "not a whole safetensors file",
     ),
     "garbled header": (
         lambda c: (c / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b"{" * 99),
-        "garbled header",
+        "invalid JSON in header",
     ),
     "weights are a folder": (
         lambda c: ((c / "model.safetensors").unlink(), (c / "model.safetensors").mkdir()),
@@ -99,6 +143,44 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "missing weight": (drop_a_weight, "1 weights are missing, among them vision_model.post_layer"),
     "weight not finite": (poison_a_weight, "holds values that are not finite"),
+    "adapter beside its base": (change_weights(with_adapter), "merge_and_unload()"),
+    "adapter around its base": (change_weights(with_base_layer), "merge_and_unload()"),
+    "adapter files": (add_adapter_files, "merge_and_unload()"),
+    "wrapper": (
+        change_weights(lambda w: {f"module.{name}": tensor for name, tensor in w.items()}),
+        "all names begin with module.",
+    ),
+    "second encoder": (
+        change_weights(with_second_encoder),
+        "the model has no question_adapter.",
+    ),
+    "integer weight": (change_weights(quantize_a_weight), "is of type I8"),
+    "other file name": (
+        lambda c: (c / "model.safetensors").rename(c / "model.fp16.safetensors"),
+        "rename model.fp16.safetensors to model.safetensors",
+    ),
+    "fewer vision layers": (
+        set_vision(num_hidden_layers=1),
+        "vision_config.num_hidden_layers: 1 does not fit the weights: vision_model.encoder are 2",
+    ),
+    "fewer text layers": (set_text(num_hidden_layers=1), "text_config.num_hidden_layers: 1"),
+    # A model of this size would not fit in memory.
+    "ten million layers": (set_text(num_hidden_layers=10_000_000), "num_hidden_layers: 10000000"),
+    "wide text": (set_text(hidden_size=2_000_000), "text_config.hidden_size: 2000000"),
+    "other vocabulary": (set_text(vocab_size=10**9), "word_embeddings.weight is "),
+    "other positions": (set_text(max_position_embeddings=64), "max_position_embeddings: 64"),
+    "other image": (
+        lambda c: (set_vision(image_size=64)(c), set_image(size={"height": 64, "width": 64})(c)),
+        "vision_config.image_size: 64 does not fit the weights",
+    ),
+    "no return_dict": (
+        lambda c: edit_config(c, lambda d: d.update(return_dict=False)),
+        "return_dict: must not be false",
+    ),
+    "no architectures": (
+        lambda c: edit_config(c, lambda d: d.pop("architectures")),
+        'add "architectures": ["BlipForConditionalGeneration"]',
+    ),
     "wrong architecture": (
         lambda c: edit_config(c, lambda d: d.update(architectures=["BlipForQuestionAnswering"])),
         "use it for tasks.vqa",
@@ -119,8 +201,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text heads": (set_text(num_attention_heads=5), "not a multiple of num_attention_heads"),
     "no cross-attention": (set_text(is_decoder=False), "is_decoder"),
     "separator": (set_text(sep_token_id=100000), "no id below"),
-    "other width": (set_vision(hidden_size=64), "weights do not fit"),
-    "small vocabulary": (set_text(vocab_size=50, bos_token_id=48), "the tokenizer has"),
+    "other width": (set_vision(hidden_size=64), "vision_config.hidden_size: 64 does not fit"),
+    "small vocabulary": (set_text(vocab_size=50, bos_token_id=48), "text_config.vocab_size: 50"),
     "short positions": (set_text(max_position_embeddings=6), "exceeds the checkpoint's 6"),
     "short cache": (set_text(max_position_embeddings=20), "leaves no position for a new token"),
     "no image settings": (

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from scripts import checks, doctor
+from tests.export_checkpoints import write_pipeline
+from tests.model_hub import serving
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,7 +22,7 @@ def run_doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_complete_machine_is_ready() -> None:
     done = run_doctor()
     assert done.returncode == 0, done.stdout
-    assert "ready for the default pipeline" in done.stdout
+    assert "ready for the pipeline reference" in done.stdout
     for name in ("openvino", "tpu_mlir", "glibc mend", "free disk", "bm1684x", "simulator"):
         assert name in done.stdout
 
@@ -49,6 +51,24 @@ def test_without_tpu_mlir_sophon_targets_need_set_up(
     printed = capsys.readouterr().out
     assert "make setup-tpu" in printed
     assert "not ready" in printed
+
+
+def test_checkpoints_of_a_pipeline_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the hub: how much is to be downloaded, or why it cannot be; no weights are."""
+    checkpoint = REPOSITORY / "models" / "checkpoints" / "reference-caption"
+    config = write_pipeline(
+        tmp_path, {"caption": "owner/blip", "vqa": "owner/nothing", "itm": tmp_path / "none"}
+    )
+    with serving(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("owner/blip", checkpoint)
+        diagnosis = doctor.diagnose(config)
+    found = {check.name: check for check in diagnosis.checks}
+    assert found["checkpoint (caption)"].status == "ok"
+    assert "owner/blip, 0.0 GiB to download" in found["checkpoint (caption)"].found
+    assert "check the name" in found["checkpoint (vqa)"].cure
+    assert "no such checkpoint folder" in found["checkpoint (itm)"].cure
+    assert not diagnosis.ready
+    assert not hub.asked_for(".safetensors", ".bin")
 
 
 def test_a_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,8 @@ class TaskBench:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint in HuggingFace's own classes."""
         if self._checkpoint is None:
-            config = self.pipeline.tasks[self.task]
             revision = self.artifacts.manifest.checkpoint.revision
-            self._checkpoint = Checkpoint(self.task, config, revision)
+            self._checkpoint = Checkpoint(self._layout, self.task, revision)
         return self._checkpoint
 
     def forget_checkpoint(self) -> None:

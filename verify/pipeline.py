@@ -69,7 +69,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
         try:
             tasks = find_artifacts(selection)
             for task in tasks:
-                check_checkpoint(selection.pipeline.tasks[task.task], task.manifest)
+                check_checkpoint(layout, task.task, task.manifest)
             plan = make_plan(selection, tasks, config, full=full)
         except BlipEdgeError as error:
             # An old verdict must not outlive the artifacts it was about.

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from configs.errors import InputError
-from configs.layout import checkpoint_folder
-from configs.schema import Component, Task, TaskConfig
+from configs.layout import Layout, checkpoint_folder
+from configs.schema import Component, Task
+from pipeline.checkpoint.stored import model_folder
+from pipeline.checkpoint.tensors import BUFFER
 
 #: Added to a score where attention is not allowed, as HuggingFace's BLIP does it.
 MASKED = -10000.0
@@ -41,7 +43,7 @@ def load_model(
         attention: HuggingFace's implementation; None for its default.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or HuggingFace leaves out or makes up a part of it.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -49,13 +51,19 @@ def load_model(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    options = {"attn_implementation": attention} if attention else {}
-    return _from(
-        getattr(transformers, _CLASSES[task]), checkpoint, revision, dtype=torch.float32, **options
-    ).eval()
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    model, report = _from(getattr(transformers, _CLASSES[task]), checkpoint, revision, **options)
+    unexpected = [name for name in report["unexpected_keys"] if not name.endswith(BUFFER)]
+    if astray := [*report["missing_keys"], *report["mismatched_keys"], *unexpected]:
+        raise InputError(
+            f"{checkpoint}: HuggingFace does not load {astray[0]} as it is stored, so this is no "
+            "reference; use a checkpoint whose weights are those of its config.json"
+        )
+    return model.eval()
 
 
-def _from(kind: Any, checkpoint: str, revision: str | None, **options: Any) -> Any:
+def _from(kind: Any, checkpoint: str, revision: str | None = None, **options: Any) -> Any:
     folder = checkpoint_folder(checkpoint)
     if folder is None and revision:
         options["revision"] = revision
@@ -69,23 +77,24 @@ def _from(kind: Any, checkpoint: str, revision: str | None, **options: Any) -> A
 class Checkpoint:
     """Model, tokenizer and image processor of one task."""
 
-    def __init__(self, task: Task, config: TaskConfig, revision: str | None = None) -> None:
-        """Loads them.
+    def __init__(self, layout: Layout, task: Task, revision: str | None) -> None:
+        """Loads them from the folder that the export left; ``revision`` is the manifest's.
 
         Raises:
             InputError: they cannot be loaded.
         """
         self.task = task
-        self.start_with_encoder_token = config.question_start == "enc"
-        self.model = load_model(task, config.checkpoint, revision, attention="eager")
+        self.start_with_encoder_token = layout.pipeline.tasks[task].question_start == "enc"
+        folder = str(model_folder(layout, task, revision))
+        self.model = load_model(task, folder, attention="eager")
         import torch
         from transformers import AutoTokenizer
         from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
         self._torch = torch
-        self.tokenizer: Any = _from(AutoTokenizer, config.checkpoint, revision)
+        self.tokenizer: Any = _from(AutoTokenizer, folder)
         # Named explicitly: which one `AutoProcessor` takes depends on what else is installed.
-        self.processor: Any = _from(BlipImageProcessorPil, config.checkpoint, revision)
+        self.processor: Any = _from(BlipImageProcessorPil, folder)
 
     @property
     def text_config(self) -> Any:
@@ -99,12 +108,12 @@ class Checkpoint:
 
     @property
     def encoder_token(self) -> int | None:
-        """Id of [ENC]: as the tokenizer names it, else the last of the vocabulary after [DEC]."""
+        """Id of [ENC]: as the tokenizer names it, else the one after [DEC] if it names neither."""
         named = self.tokenizer.get_vocab().get("[ENC]")
         if named is not None:
             return int(named)
         follower = int(self.text_config.bos_token_id) + 1
-        return follower if follower == self.text_config.vocab_size - 1 else None
+        return follower if len(self.tokenizer) <= follower < self.text_config.vocab_size else None
 
     @cached_property
     def parameters(self) -> dict[str, NDArray[Any]]:

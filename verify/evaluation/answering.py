@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from configs.layout import Layout
 from verify.artifacts import runtime_failures
 from verify.checkpoint.answers import MatchFeatures, answer, features_by_image, match_features
 from verify.checkpoint.checkpoint import Checkpoint
@@ -160,8 +161,8 @@ class _CheckpointAnswerer(Answerer):
             import torch
 
             torch.set_num_threads(threads)
-        manifest, config = subject.task.manifest, subject.pipeline.tasks[self._task]
-        self._checkpoint = Checkpoint(self._task, config, manifest.checkpoint.revision)
+        revision = subject.task.manifest.checkpoint.revision
+        self._checkpoint = Checkpoint(Layout(subject.pipeline), self._task, revision)
 
     def close(self) -> None:
         del self._checkpoint

@@ -73,7 +73,7 @@ def evaluate(selection: Selection, options: Options) -> Iterator[Evaluation]:
     layout = Layout(selection.pipeline)
     tasks = {artifacts.task: artifacts for artifacts in find_artifacts(selection)}
     for task, artifacts in tasks.items():
-        check_checkpoint(selection.pipeline.tasks[task], artifacts.manifest)
+        check_checkpoint(layout, task, artifacts.manifest)
     with ExitStack() as stack:
         stack.enter_context(artifact_lock(layout.root, "evaluate"))
         found = open_data_sets(selection, options.config, tasks_named=options.tasks_named)
