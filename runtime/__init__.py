@@ -6,7 +6,6 @@ name is imported when it is first used: ``import blip_edge`` loads nothing else.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    # Digests of sources follow import statements: the stages import what they use from its module.
+    return getattr(__import__(f"{__name__}.{_MODULES[name]}", fromlist=[name]), name)
 
 
 def __dir__() -> List[str]:

@@ -137,7 +137,7 @@ INTEGERS = ("openvino int8 * vision_encoder", "bm1684x int8 itm *", "bm1684x int
         ("pipeline/tpu_tools/command_lines.py", ("bm*",)),
         ("pipeline/scenes/drawing.py", ("export * *", *INTEGERS, "verify *", "report")),
         ("runtime/preprocessing/images.py", (*INTEGERS, "verify *")),
-        ("runtime/generation/search.py", ("verify stage *", "verify tokens *")),
+        ("runtime/generation/generate.py", ("verify stage *", "verify tokens *")),
         ("runtime/sessions/openvino_session.py", ("verify * openvino",)),
         ("runtime/simulator/worker.py", ("verify * bm1684x",)),
         ("verify/host/search.py", ("verify stage *",)),

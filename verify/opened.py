@@ -213,7 +213,10 @@ def simulated_folder(layout: Layout) -> Path:
 @cache
 def simulator_version() -> str:
     """What decides a simulated answer besides artifact and inputs: simulator and driver."""
-    sources = source_digest("runtime.sessions.simulated_session", "runtime.simulator")
+    # Every answer kept is of one call, whatever decodes with it.
+    sources = source_digest(
+        "runtime.sessions.simulated_session", "runtime.simulator", without=["runtime.decoding"]
+    )
     environment = REPOSITORY_ROOT / ".venv-tpu"
     releases = sorted(
         p.name for p in environment.glob("lib/python3*/site-packages/tpu_mlir-*.dist-info")

@@ -53,6 +53,7 @@ _RUNS = {
     "runtime.decoding.board_run": "board",
     "runtime.decoding.openvino_run": "openvino",
     "runtime.sessions.board_session": "board",
+    "runtime.sessions.openvino_models": "openvino",
     "runtime.sessions.openvino_session": "openvino",
     "runtime.sessions.simulated_session": "simulator",
     "runtime.simulator": "simulator",

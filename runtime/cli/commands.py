@@ -11,7 +11,7 @@ from ..decoding.batching import StopSignal, Timings, fixed_batch
 from ..errors import InputError
 from ..generation.settings import GenerationSettings
 from ..preprocessing.images import PreparedImage
-from ..tasks.task import Task
+from ..tasks.task import Result, Task
 from .inputs import WorkItem, image_paths, work_items
 from .options import generation_arguments, targets, task_arguments
 from .reports import Columns, Line, Progress, Report
@@ -34,18 +34,7 @@ def caption(options: argparse.Namespace) -> int:
 
     generation = _generation(options)
     items = work_items(options.images, None, "", recursive=options.recursive)
-
-    def work(
-        task: Captioner, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
-    ) -> List[List[Line]]:
-        images = [image for _, image in group]
-        found = task.ask(images, options.prompt, timings=timings, stop=stop, **generation)
-        return [
-            [Line(item.image, None, task.artifacts.target, result.text, result.record())]
-            for (item, _), result in zip(group, found)
-        ]
-
-    return _run(Captioner, options, items, [], work)
+    return _run(Captioner, options, items, [], _pairs([options.prompt], generation))
 
 
 def answer(options: argparse.Namespace) -> int:
@@ -56,22 +45,25 @@ def answer(options: argparse.Namespace) -> int:
     if not options.question and options.csv is None:
         return _ask_interactively(options, generation)
     items = work_items(options.images, options.csv, "question", recursive=options.recursive)
+    work = _pairs(options.question, generation)
+    return _run(QuestionAnswerer, options, items, options.question, work)
+
+
+def _pairs(texts: Sequence[Optional[str]], options: Dict[str, Any]) -> Work:
+    """Work on each image with its own texts and these ones."""
 
     def work(
-        task: QuestionAnswerer,
-        group: Sequence[Loaded],
-        timings: Timings,
-        stop: Optional[StopSignal],
+        task: Task[Any], group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
     ) -> List[List[Line]]:
-        questions = [[*item.texts, *options.question] for item, _ in group]
         images = [image for _, image in group]
-        found = task.pairs(images, questions, timings=timings, stop=stop, **generation)
+        asked = [[*item.texts, *texts] for item, _ in group]
+        found = task.pairs(images, asked, timings=timings, stop=stop, **options)
         return [
-            [_answer_line(item, question, task, result) for question, result in zip(asked, results)]
-            for (item, _), asked, results in zip(group, questions, found)
+            [_line(item, text, task, result) for text, result in zip(mine, results)]
+            for (item, _), mine, results in zip(group, asked, found)
         ]
 
-    return _run(QuestionAnswerer, options, items, options.question, work)
+    return work
 
 
 def _generation(options: argparse.Namespace) -> Dict[str, Any]:
@@ -107,14 +99,7 @@ def match(options: argparse.Namespace) -> int:
         )
         return [
             [
-                _match_line(
-                    item,
-                    texts[column],
-                    task,
-                    float(ranking.probability[row, column]),
-                    float(ranking.cosine[row, column]),
-                    place,
-                )
+                _line(item, texts[column], task, ranking.match(row, column), place)
                 for place, column in enumerate(ranking.texts_for(row), start=1)
             ]
             for row, (item, _) in enumerate(group)
@@ -130,21 +115,8 @@ def _match_pairs(options: argparse.Namespace) -> int:
     if options.text or options.texts is not None or options.top_k is not None:
         raise InputError("match: --csv names the pairs; leave out --text, --texts and --top-k")
 
-    def work(
-        task: Matcher, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
-    ) -> List[List[Line]]:
-        texts = [item.texts for item, _ in group]
-        found = task.pairs([image for _, image in group], texts, timings=timings, stop=stop)
-        return [
-            [
-                _match_line(item, text, task, result.probability, result.cosine)
-                for text, result in zip(item.texts, results)
-            ]
-            for (item, _), results in zip(group, found)
-        ]
-
     items = work_items(options.images, options.csv, "text", recursive=options.recursive)
-    return _run(Matcher, options, items, [], work)
+    return _run(Matcher, options, items, [], _pairs([], {}))
 
 
 def _texts(options: argparse.Namespace) -> List[str]:
@@ -160,22 +132,16 @@ def _texts(options: argparse.Namespace) -> List[str]:
     return texts
 
 
-def _answer_line(item: WorkItem, question: str, task: Task[Any], result: Any) -> Line:
-    fields = {"question": question, **result.record()}
-    return Line(item.image, question, task.artifacts.target, result.text, fields)
-
-
-def _match_line(
-    item: WorkItem, text: str, task: Task[Any], probability: float, cosine: float, place: int = 0
+def _line(
+    item: WorkItem, text: Optional[str], task: Task[Any], result: Result, place: int = 0
 ) -> Line:
-    """One text's match; a probability of NaN is unknown, a place of 0 is no rank."""
-    known = None if probability != probability else probability
+    """One result for programs and people; a place of 0 is no rank."""
+    asked = {task.asks: text} if task.asks else {}
     rank = {"rank": place} if place else {}
-    fields = {"text": text, **rank, "probability": known, "cosine": cosine}
-    shown = "-" if known is None else f"{known:.4f}"
-    first = f"#{place}  " if place else ""
-    said = f"{first}probability {shown}  cosine {cosine:.4f}"
-    return Line(item.image, text, task.artifacts.target, said, fields)
+    shown = (f"#{place}  " if place else "") + result.shown
+    subject = text if task.asks else None
+    fields = {**asked, **rank, **result.record()}
+    return Line(item.image, subject, task.artifacts.target, shown, fields)
 
 
 def _run(
@@ -289,7 +255,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
             except InputError as error:
                 report.problem(paths[0], str(error))
                 continue
-            report.add(_answer_line(WorkItem(paths[0]), question, task, result))
+            report.add(_line(WorkItem(paths[0]), question, task, result))
             if not options.json:
                 print(result.text, flush=True)
     if options.timing:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InputError
-from ..files.csv_rows import open_csv
 from ..files.image_names import image_files
 
 _IMAGE_COLUMN = "image"
@@ -82,6 +81,8 @@ def work_items(
 
 def _rows(table: Path, folder: Path, column: str) -> Iterator[WorkItem]:
     """One item per run of rows with the same image, so that it is encoded once."""
+    from ..files.csv_rows import open_csv
+
     needed = (_IMAGE_COLUMN, column)
     file = open_csv(table, ",".join(needed))
     missing = [name for name in needed if name not in file.columns]

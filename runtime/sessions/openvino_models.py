@@ -243,7 +243,7 @@ def load_or_compile(
             entry.
         device: a real device.
         settings: what to compile with.
-        folder: from ``cache_folder``.
+        folder: from ``compiled_models``.
         name: from ``entry_name``.
 
     Returns:

@@ -1,10 +1,10 @@
 """Runs one BModel on the vendor's chip simulator and answers run requests over pipes.
 
-A program of the TPU-MLIR environment (Python 3.10), started by ``simulator_session``::
+A program of the TPU-MLIR environment (Python 3.10), started by ``process.py``::
 
-    python simulator_worker.py MODEL.bmodel CHIP REPLY_FD LIFE_FD
+    python worker.py MODEL.bmodel CHIP REPLY_FD LIFE_FD
 
-Requests come on standard input, replies go to ``REPLY_FD`` (``simulator_protocol``); everything
+Requests come on standard input, replies go to ``REPLY_FD`` (``protocol.py``); everything
 that the simulator prints goes to standard output, which the session points at a log. One process
 serves one file: two BModels loaded in one process answer wrongly (BM1684X) or crash (BM1684).
 """

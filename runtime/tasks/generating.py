@@ -30,6 +30,11 @@ class Generated(Result):
     #: the other sequences asked for with ``num_return_sequences``, best first
     alternatives: Tuple["Generated", ...] = ()
 
+    @property
+    def shown(self) -> str:
+        """See ``Result``."""
+        return self.text
+
     def record(self) -> Dict[str, Any]:
         """See ``Result``."""
         fields: Dict[str, Any] = {"text": self.text, "token_ids": list(self.token_ids)}
@@ -70,15 +75,30 @@ class GeneratingTask(Task[Text], Generic[Text]):
     ) -> List[List[TokenSequence]]:
         """Sequences for images ``[batch, 3, height, width]`` and the real tokens of each text."""
 
-    def _token_ids(
+    def generate(
         self,
         pixel_values: Any,
-        input_ids: Any,
-        attention_mask: Any,
-        timings: Optional[Timings],
-        generation: Dict[str, Any],
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        timings: Optional[Timings] = None,
+        **generate_kwargs: Any,
     ) -> Any:
-        settings = GenerationSettings.from_arguments(**generation)
+        """Token ids ``[batch x num_return_sequences, tokens]``, as HuggingFace returns them.
+
+        Args:
+            pixel_values: ``[batch, 3, height, width]``.
+            input_ids: prompts or questions ``[batch, tokens]`` as the processor makes them; None
+                for captions without a prompt.
+            attention_mask: 1 for tokens, 0 for padding. Padding on either side is left out, and
+                never attended to, so a row's answer equals that of the row alone.
+            timings: collects the time of each stage.
+            **generate_kwargs: as in ``GenerationSettings``.
+
+        Returns:
+            a numpy array, or a torch tensor if ``pixel_values`` is one.
+        """
+        settings = GenerationSettings.from_arguments(**generate_kwargs)
         pixels = as_numpy(pixel_values).astype(np.float32, copy=False)
         rows: List[List[int]] = [[] for _ in pixels]
         if input_ids is not None:
@@ -186,29 +206,7 @@ class Captioner(GeneratingTask[Caption]):
         rest = iter(captions)
         return [[next(rest) for _ in mine] for mine in texts]
 
-    def generate_caption(
-        self,
-        pixel_values: Any,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        timings: Optional[Timings] = None,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Token ids ``[batch x num_return_sequences, tokens]``, as HuggingFace returns them.
-
-        Args:
-            pixel_values: ``[batch, 3, height, width]``.
-            input_ids: prompts ``[batch, tokens]`` as the processor makes them; None for none.
-            attention_mask: 1 for tokens, 0 for padding. Padding on either side is left out,
-                so a row's answer equals that of the row alone.
-            timings: collects the time of each stage.
-            **generate_kwargs: as in ``GenerationSettings``.
-
-        Returns:
-            a numpy array, or a torch tensor if ``pixel_values`` is one.
-        """
-        return self._token_ids(pixel_values, input_ids, attention_mask, timings, generate_kwargs)
+    generate_caption = GeneratingTask.generate
 
     def encode_image(
         self,
@@ -254,6 +252,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
     """
 
     task = "vqa"
+    asks = "question"
     result = Answer
 
     def batch(
@@ -321,29 +320,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         found = self._answer(image_embeds, which, ids, settings, on_token, timings, stop)
         return [self._result(sequences) for sequences in found]
 
-    def generate_answer(
-        self,
-        pixel_values: Any,
-        input_ids: Any,
-        attention_mask: Any = None,
-        *,
-        timings: Optional[Timings] = None,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Token ids ``[batch x num_return_sequences, tokens]``, as HuggingFace returns them.
-
-        Args:
-            pixel_values: ``[batch, 3, height, width]``.
-            input_ids: questions ``[batch, tokens]`` as the processor makes them.
-            attention_mask: 1 for tokens, 0 for padding. The decoder never attends to padding,
-                so a row's answer equals that of the row alone.
-            timings: collects the time of each stage.
-            **generate_kwargs: as in ``GenerationSettings``.
-
-        Returns:
-            a numpy array, or a torch tensor if ``pixel_values`` is one.
-        """
-        return self._token_ids(pixel_values, input_ids, attention_mask, timings, generate_kwargs)
+    generate_answer = GeneratingTask.generate
 
     def _sequences(
         self,
@@ -365,6 +342,8 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         timings: Optional[Timings],
         stop: Optional[StopSignal],
     ) -> List[List[TokenSequence]]:
+        if not all(questions):
+            raise InputError("questions: one has no tokens; ask something")
         size, tokens = self.manifest.dimensions, self.manifest.shapes.text_tokens
         cross_floats = size.layers * 2 * tokens * size.heads * size.head_size
         floats = cross_floats + size.image_tokens * size.vision_hidden_size

@@ -25,9 +25,19 @@ class Match(Result):
     #: the matching head's two logits: does not fit, fits
     itm_logits: Tuple[float, float]
 
-    def record(self) -> Dict[str, Any]:
+    @property
+    def _known(self) -> Optional[float]:
+        return None if np.isnan(self.probability) else self.probability
+
+    @property
+    def shown(self) -> str:
         """See ``Result``."""
-        return {"probability": self.probability, "cosine": self.cosine}
+        probability = "-" if self._known is None else f"{self._known:.4f}"
+        return f"probability {probability}  cosine {self.cosine:.4f}"
+
+    def record(self) -> Dict[str, Any]:
+        """See ``Result``; a probability of NaN is unknown."""
+        return {"probability": self._known, "cosine": self.cosine}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,11 @@ class Ranking:
     cosine: np.ndarray
     #: matching probability ``[images, texts]``; NaN where the pair was not among the best by cosine
     probability: np.ndarray
+
+    def match(self, image: int, text: int) -> Match:
+        """One pair's scores, without logits."""
+        scores = (float(self.probability[image, text]), float(self.cosine[image, text]))
+        return Match(*scores, (float("nan"), float("nan")))
 
     def texts_for(self, image: int) -> List[int]:
         """Text numbers, best first: by probability where known, then by cosine."""
@@ -52,6 +67,7 @@ class Matcher(Task[Match]):
     """Scores texts against images: ``matcher(image, text)``. An image is encoded once."""
 
     task = "itm"
+    asks = "text"
 
     def batch(
         self, images: Sequence[ImageSource], texts: Sequence[str], **options: Any

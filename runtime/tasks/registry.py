@@ -27,22 +27,10 @@ class BlipModel:
             QuestionAnswerer.from_artifacts(folder, **options),
         )
 
-    def generate_caption(
-        self,
-        pixel_values: Any,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """See ``Captioner.generate_caption``."""
-        return self.captioner.generate_caption(
-            pixel_values, input_ids, attention_mask, **generate_kwargs
-        )
+    def generate_caption(self, *arguments: Any, **options: Any) -> Any:
+        """See ``Captioner.generate``."""
+        return self.captioner.generate(*arguments, **options)
 
-    def generate_answer(
-        self, pixel_values: Any, input_ids: Any, attention_mask: Any = None, **generate_kwargs: Any
-    ) -> Any:
-        """See ``QuestionAnswerer.generate_answer``."""
-        return self.answerer.generate_answer(
-            pixel_values, input_ids, attention_mask, **generate_kwargs
-        )
+    def generate_answer(self, *arguments: Any, **options: Any) -> Any:
+        """See ``QuestionAnswerer.generate``."""
+        return self.answerer.generate(*arguments, **options)

@@ -47,12 +47,17 @@ Outcome = TypeVar("Outcome")
 _TOKENIZER = "processor/tokenizer.json"
 
 
-class Result:
+class Result(ABC):
     """What a task found about one image and one text."""
 
+    @property
+    @abstractmethod
+    def shown(self) -> str:
+        """The result for people, in one line."""
+
+    @abstractmethod
     def record(self) -> Dict[str, Any]:
         """The result for JSON."""
-        raise NotImplementedError
 
 
 Found = TypeVar("Found", bound=Result)
@@ -62,6 +67,8 @@ class Task(ABC, Generic[Found]):
     """A task on loaded artifacts. Objects may be shared between threads."""
 
     task = ""
+    #: what a text is called in a result's record; empty where it is no question
+    asks = ""
     #: whether results are generated, so that ``GenerationSettings`` apply
     generates = False
 

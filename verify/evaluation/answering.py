@@ -123,17 +123,11 @@ class _TargetAnswerer(Answerer):
         images = [group[0].picture.load() for group in groups]
         texts = [[_text(item) for item in group] for group in groups]
         with runtime_failures():
-            if self._task == "caption":
-                flat = [image for image, own in zip(images, texts, strict=True) for _ in own]
-                prompts = [text for own in texts for text in own]
-                found = self._opened.batch(flat, prompts, max_new_tokens=limit)
-                lengths = [len(tokenizer.prompt(prompt)) for prompt in prompts]
-            else:
-                every = self._opened.batch(images, texts, max_new_tokens=limit)
-                found = [answer for answers in every for answer in answers]
-                lengths = [1] * len(found)
-            for one, prompt in zip(found, lengths, strict=True):
-                yield one.token_ids, prompt, tokenizer.decode(one.token_ids[prompt:])
+            found = self._opened.pairs(images, texts, max_new_tokens=limit)
+            for own, answers in zip(texts, found, strict=True):
+                for text, one in zip(own, answers, strict=True):
+                    prompt = len(tokenizer.prompt(text)) if self._task == "caption" else 1
+                    yield one.token_ids, prompt, tokenizer.decode(one.token_ids[prompt:])
 
     def _match(
         self,
