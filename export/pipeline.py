@@ -117,7 +117,8 @@ def _key_inputs(
         "processor": {n: d for n, d in files.processor_sha256.items() if n in names},
         "sources": source_digest(
             "export.pipeline",
-            without=("export.task_manifest",),
+            # Tolerances say whether an export passes.
+            without=("configs.tolerances", "export.task_manifest"),
             by_name=[f"export.components.{component}"],
         ),
         "tools": versions,

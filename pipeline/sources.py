@@ -31,9 +31,11 @@ DECIDES_NOTHING = {
     "pipeline.command": "decides what is asked for",
     "pipeline.console": "progress and messages",
     "pipeline.owner": "refuses another pipeline file",
+    "pipeline.runtime_errors": "classes of errors",
     "pipeline.settings": "keys hold the settings",
     "pipeline.sources": "the digests themselves",
     "pipeline.work_cache": "keeps intermediates under keys of their own",
+    "runtime": "public names; this project imports from the modules themselves",
     "runtime.errors": "classes of errors",
     "runtime.files.integrity": "lets files pass or refuses them",
     "runtime.files.user_cache": "where digests and compiled models are kept",
@@ -84,7 +86,7 @@ def sources(
 
 
 def _left_out(name: str, without: Iterable[str]) -> bool:
-    return any(f"{name}.".startswith(f"{other}.") for other in (*DECIDES_NOTHING, *without))
+    return name in DECIDES_NOTHING or any(f"{name}.".startswith(f"{one}.") for one in without)
 
 
 @cache

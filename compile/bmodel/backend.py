@@ -229,7 +229,11 @@ def _sources(plan: BModelPlan) -> str:
     integers = () if plan.calibrated else ("compile.bmodel.integers",)
     return source_digest(
         "compile.bmodel.backend",
-        without=("compile.calibration", "compile.bmodel.task_file", *integers),
+        # Tolerances say whether a build passes.
+        without=(
+            *("compile.calibration", "compile.bmodel.task_file", "configs.tolerances"),
+            *integers,
+        ),
         by_name=[f"compile.bmodel.rewrites.{name}" for name in plan.preparation.rewrites],
     )
 

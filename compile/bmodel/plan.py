@@ -53,6 +53,7 @@ class Preparation:
         key_inputs = {
             "prepared_by": source_digest(
                 "compile.bmodel.prepare",
+                without=("configs.tolerances",),
                 by_name=[f"compile.bmodel.rewrites.{name}" for name in rewrites],
             ),
             "tolerance": load_tolerances().limit("rewritten_graph"),
