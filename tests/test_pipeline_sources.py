@@ -13,10 +13,11 @@ import pytest
 from compile import pipeline as compile_pipeline
 from compile.backend import Job, Source, read_source
 from configs.errors import ConfigError
+from configs.layout import Layout
 from configs.load import load_pipeline, load_target
 from configs.schema import TASK_COMPONENTS, Task
 from export import pipeline as export_pipeline
-from export.checkpoint import CheckpointFiles, inspect
+from export.checkpoint import CheckpointFiles, find, inspect
 from pipeline import sources as sources_module
 from pipeline.command import select
 from pipeline.manifest import key_of
@@ -42,7 +43,8 @@ KINDS: tuple[Kind, ...] = ("component", "layers", "host", "file", "tokens")
 
 @cache
 def inspected(task: Task) -> CheckpointFiles:
-    return inspect(task, load_pipeline(CONFIG).tasks[task])
+    pipeline = load_pipeline(CONFIG)
+    return inspect(find(task, pipeline.tasks[task]), Layout(pipeline).converted)
 
 
 @cache
@@ -73,7 +75,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copytree(ROOT / package, folder / package, ignore=unwanted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources_module, "REPOSITORY_ROOT", folder)
-        patch.setattr(export_pipeline, "inspect", lambda task, _config: inspected(task))
+        patch.setattr(export_pipeline, "inspect", lambda source, _store: inspected(source.task))
         forget()
         yield folder
     forget()
