@@ -94,7 +94,8 @@ def keys() -> dict[str, str]:
             found[f"export {task_plan.task} {item.component}"] = key_of(item.key_inputs)
     backends = compile_pipeline.backends(MemoryBudget(1), VendorTools())
     for job, source in jobs():
-        inputs = backends[job.target.backend].key_inputs(job, source)
+        backend = backends[job.target.backend]
+        inputs = backend.key_inputs(backend.plan(job, source))
         found[f"{job.target.name} {job.precision} {job.task} {job.component}"] = key_of(inputs)
     for kind in KINDS:
         for target in (None, "openvino", "bm1684x"):
@@ -137,10 +138,10 @@ INTEGERS = ("openvino int8 * vision_encoder", "bm1684x int8 itm *", "bm1684x int
         ("pipeline/tpu_tools/command_lines.py", ("bm*",)),
         ("pipeline/scenes/drawing.py", ("export * *", *INTEGERS, "verify *", "report")),
         ("runtime/preprocessing/images.py", (*INTEGERS, "verify *")),
-        ("runtime/generation/generate.py", ("verify stage *", "verify tokens *")),
+        ("runtime/generation/generate.py", ("verify host *", "verify tokens *")),
         ("runtime/sessions/openvino_session.py", ("verify * openvino",)),
         ("runtime/simulator/worker.py", ("verify * bm1684x",)),
-        ("verify/host/search.py", ("verify stage *",)),
+        ("verify/host/search.py", ("verify host *",)),
         ("verify/layers/integer_ir.py", ("verify layers *",)),
         ("verify/answers/whole_answers.py", ("verify tokens *",)),
         ("verify/parity/components.py", ("verify component *",)),
