@@ -252,7 +252,7 @@ def test_timings_of_a_stream_serve_later_calls(exported_artifacts: Path):
     timings = Timings()
     with Captioner.from_artifacts(exported_artifacts, target="onnx", threads=THREADS) as captioner:
         streamed = [found for _, found in captioner.stream(IMAGES[:2], timings=timings)]
-        assert timings.rows["preprocess"] == timings.rows["vision"] == 2
+        assert timings.rows["vision"] == 2
         assert captioner.batch(IMAGES[:2], timings=timings) == streamed
         assert timings.rows["vision"] == 4
         # Left early, as well.
