@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.tolerances import load_tolerances
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/adr/*.md")])
 #: Folders whose files pages may name; models/artifacts holds outputs, which need not be there.
@@ -69,8 +71,7 @@ FACTS = [
         "docs/runtime.md",
     ),
     ("runtime.decoding.batching", "STAGE_BYTES", 1 << 20, "up to {} MiB", "docs/openvino.md"),
-    ("compile.pipeline", "BUDGET_BYTES", 1e9, "{} GB together", "docs/adding-a-target.md"),
-    ("compile.graphs.parity", "MAX_RELATIVE_ERROR", 1, "above {}", "docs/adding-a-target.md"),
+    ("compile.backend", "BUDGET_BYTES", 1e9, "{} GB together", "docs/adding-a-target.md"),
     ("verify.parity.combined", "BLOCK_BYTES", 1, "every {}-byte block", "docs/bisect.md"),
     ("verify.plan", "LARGE_BMODEL_BYTES", 1 << 20, "above {} MiB", "docs/tolerances.md"),
     ("verify.evaluation.comparing", "WORST", 1, "up to {} cases", "docs/evaluation.md"),
@@ -91,6 +92,11 @@ def test_limits_are_those_of_the_code(
     words = {f"{figure:g}", f"{figure:,.0f}", np_style(figure)}
     text = (ROOT / page).read_text()
     assert any(sentence.format(word) in text for word in words), f"{sentence}: {words}"
+
+
+def test_the_limit_of_rewrites_is_that_of_the_table() -> None:
+    limit = np_style(load_tolerances().limit("rewritten_graph"))
+    assert f"above {limit} of" in (ROOT / "docs/adding-a-target.md").read_text()
 
 
 def np_style(figure: float) -> str:
