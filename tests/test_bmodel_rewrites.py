@@ -185,13 +185,13 @@ def test_a_rewrite_that_changes_results_is_refused(
     pipeline = private_pipeline(exported_artifacts, tmp_path, "itm", "text_encoder_unimodal")
     source = pipeline.source("text_encoder_unimodal")
     job = pipeline.job("text_encoder_unimodal", "bm1684")
-    wanted = Preparation.of(job.layout, source, ("wrong",))
+    shapes = Preparation.of(job.layout, source, ()).shapes
     module = SimpleNamespace(REASON="a test", rewrite=wrong_table)
     monkeypatch.setattr(preparing, "load", lambda _name: module)
     folder = tmp_path / "prepared"
     folder.mkdir()
     with pytest.raises(ParityError, match=r"wrong: text_features differs from the plain graph"):
-        preparing.write_prepared(source, wanted.shapes, wanted.rewrites, folder)
+        preparing.write_prepared(source, shapes, ("wrong",), folder)
 
 
 def test_an_unknown_rewrite_is_a_configuration_error() -> None:
