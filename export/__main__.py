@@ -52,7 +52,9 @@ def _print_plan(plans: list[TaskPlan]) -> None:
     for item in plans:
         identity = item.files.identity
         revision = f" at {identity.revision}" if identity.revision else ""
-        output.print(f"# {item.task}: {identity.source}{revision}, {identity.architecture}")
+        name = f"{identity.source}{revision}, {identity.architecture}"
+        # A wrapped comment would be a command.
+        output.print(f"# {item.task}: {name}", soft_wrap=True)
         state = "unchanged" if item.task_item.reusable else "build"
         path = item.task_item.layout.task_manifest(item.task)
         output.print(f"#   {state:9}  {shown(path)}", soft_wrap=True)
