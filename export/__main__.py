@@ -31,7 +31,7 @@ def main(
 ) -> None:
     """Exports every component of a pipeline's checkpoints to ONNX, checked against the model."""
     selection = select(config, task=task, component=component)
-    claim(selection, force=force, keep=not dry_run)
+    claim(selection, force=force, keep=False)
     if dry_run:
         sources = find_sources(selection)
         there = [source for source in sources if not source.missing]
@@ -43,6 +43,8 @@ def main(
         count = sum(len(item.items) for item in plans)
         messages.print(f"export: unchanged, {count} components are up to date")
         return
+    # A checkpoint that cannot be used leaves nothing behind, not even this note.
+    claim(selection, force=force)
     built = run(selection, plans, force=force)
     messages.print(f"export: {built} artifacts built")
 
