@@ -43,9 +43,9 @@ def main(
         count = sum(len(item.items) for item in plans)
         messages.print(f"export: unchanged, {count} components are up to date")
         return
-    # A checkpoint that cannot be used leaves nothing behind, not even this note.
-    claim(selection, force=force)
     built = run(selection, plans, force=force)
+    # Last: a checkpoint that cannot be used leaves nothing behind, not even this note.
+    claim(selection, force=force)
     messages.print(f"export: {built} artifacts built")
 
 
