@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.atomic import artifact_lock, staging
 from pipeline.build import files_match
+from pipeline.json_file import stored
 from pipeline.manifest import FileRecord, file_record, from_json, key_of
 
 #: What an intermediate's folder has, written last.
@@ -82,9 +83,5 @@ def _remove_unused(work: Path, name: str) -> None:
 
 
 def _complete(path: Path) -> bool:
-    try:
-        data = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
-        contents = from_json(_Contents, {"files": data})
-    except (OSError, ValueError, RecursionError):
-        return False
-    return files_match(path, contents.files)
+    contents = stored(path / CONTENTS, lambda data: from_json(_Contents, {"files": data}))
+    return contents is not None and files_match(path, contents.files)

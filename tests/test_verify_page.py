@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -330,6 +331,27 @@ def test_damaged_verdict_is_exit_code_2_and_keeps_the_old_page(
     with pytest.raises(InputError, match="damaged"):
         report(whole)
     assert whole.page.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[: len(t) // 2], lambda t: t.replace("4", "5", 1)])
+def test_a_torn_or_edited_page_is_written_again(
+    whole: Pipeline, damage: Callable[[str], str]
+) -> None:
+    report(whole)
+    before = whole.page.read_text()
+    assert report(whole).unchanged
+    assert damage(before) != before
+    whole.page.write_text(damage(before))
+    assert not report(whole).unchanged
+    assert whole.page.read_text() == before
+
+
+def test_forged_figures_are_refused(whole: Pipeline) -> None:
+    report(whole)
+    verdict = whole.folder / "verify.json"
+    verdict.write_text(verdict.read_text().replace('"samples": 4', '"samples": 9'))
+    with pytest.raises(InputError, match="changed after it was written"):
+        report(whole)
 
 
 def test_command_says_where_the_page_is(whole: Pipeline) -> None:
