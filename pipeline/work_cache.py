@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,10 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
     leaves none. Long unused folders of the same name, made from other inputs, are removed.
     """
     path = cached_path(work, name, key_inputs)
+    if _complete(path):
+        return path
     with artifact_lock(work, name):
         if _complete(path):
-            os.utime(path / CONTENTS)
             return path
         with staging(work, name) as temporary:
             make(temporary)
@@ -83,5 +85,10 @@ def _remove_unused(work: Path, name: str) -> None:
 
 
 def _complete(path: Path) -> bool:
+    """Whether a folder is there, undamaged; it counts as used now."""
     contents = stored(path / CONTENTS, lambda data: from_json(_Contents, {"files": data}))
-    return contents is not None and files_match(path, contents.files)
+    if contents is None or not files_match(path, contents.files):
+        return False
+    with suppress(OSError):  # another user's, which that user's runs keep
+        os.utime(path / CONTENTS)
+    return True

@@ -172,12 +172,10 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
         ConfigError: ``$TPU_MLIR_PYTHON`` is not a Python 3.10.
         ToolError: no Python 3.10, wrong kind of machine, too little disk space, or pip failed.
     """
-    from filelock import FileLock
+    from pipeline.atomic import artifact_lock
 
     _check_machine()
-    lock = REPOSITORY_ROOT / ".cache" / "setup_tpu.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with artifact_lock(REPOSITORY_ROOT / ".cache", "setup_tpu"):
         if is_current(environment):
             return inspect(package_folder(environment))
         python = find_python()
