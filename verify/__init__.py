@@ -1,1 +1,1 @@
-import pipeline  # noqa: F401 - before any library that would phone home
+import pipeline as _  # noqa: F401 - before any library that would phone home
