@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,11 +15,6 @@ from pipeline.command import exit_codes, select
 from pipeline.owner import claim
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Ends like Ctrl-C: vendor tools run in sessions of their own and must be ended with us."""
-    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)
@@ -40,7 +33,6 @@ def main(
     """Compile exported graphs to OpenVINO IR and SOPHON BModels."""
     if context.invoked_subcommand:
         return
-    signal.signal(signal.SIGTERM, _interrupt)
     if backend not in (None, "openvino", "sophon"):
         raise ConfigError(f"--backend {backend}: unknown; choose from: openvino, sophon")
     selection = select(

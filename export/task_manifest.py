@@ -149,6 +149,8 @@ def restamp(location: Location, identity: Checkpoint) -> None:
     A component is rebuilt only for a change of weights that it depends on, so the digest of the
     whole checkpoint may have moved on without it.
     """
+    if read_manifest(ComponentManifest, location.manifest).checkpoint == identity:
+        return
     with artifact_lock(location.folder, location.stem):
         manifest = read_manifest(ComponentManifest, location.manifest)
         if manifest.checkpoint != identity:

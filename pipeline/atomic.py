@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from configs.errors import ToolError
+from pipeline.console import messages
+
+#: How long a run waits for another one before it says so.
+_SILENT_S = 1.0
 
 
 def _sync(path: Path) -> None:
@@ -29,15 +33,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ToolError: the disk is full or the folder cannot be written.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        temporary = Path(name)
         try:
+            # Not ``tempfile``: its files are for their owner alone, whatever the umask says.
+            temporary.touch(exist_ok=False)
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -57,14 +60,41 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def artifact_lock(folder: Path, stem: str) -> Iterator[None]:
-    """Serialises builders of one artifact across processes."""
+    """Serialises builders of one artifact across processes; says so when it has to wait.
+
+    What only reads needs no lock: an artifact appears whole.
+
+    Raises:
+        ToolError: the folder cannot be written.
+    """
+    path = folder / f".{stem}.lock"
+    lock = FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{stem}.lock")
+        try:
+            lock.acquire(timeout=_SILENT_S)
+        except Timeout:
+            messages.print(f"waiting for another run{_holder(path)} that works on {folder / stem}")
+            lock.acquire()
     except OSError as error:
-        raise ToolError(f"{folder}: cannot be written ({error.strerror})") from None
-    with lock:
+        raise ToolError(
+            f"{folder}: cannot be written ({error.strerror or error}); give rights to this user"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _holder(lock: Path) -> str:
+    """Which process holds a lock, where the kernel tells."""
+    with suppress(OSError):
+        inode = lock.stat().st_ino
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            _, kind, _, _, process, file, *_ = line.split()
+            if kind == "FLOCK" and file.endswith(f":{inode}") and int(process) > 0:
+                return f" (process {process})"
+    return ""
 
 
 @contextmanager
@@ -81,7 +111,9 @@ def staging(folder: Path, stem: str) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary: Path | None = None
     try:
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{prefix}{secrets.token_hex(4)}"
+        temporary.mkdir()
         yield temporary
     except OSError as error:
         where = error.filename or folder

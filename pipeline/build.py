@@ -127,7 +127,10 @@ def build_component(
         ToolError: a tool failed or the disk is full; any existing artifact is left untouched.
     """
     key = key_of(key_inputs)
+    if not force and (existing := current(location, key)):
+        return Built(existing, reused=True)
     with artifact_lock(location.folder, location.stem):
+        # Another run may have built it meanwhile.
         if not force and (existing := current(location, key)):
             return Built(existing, reused=True)
         with staging(location.folder, location.stem) as temporary:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec
 
 import typer
@@ -32,24 +36,77 @@ from pipeline.console import messages
 
 Parameters = ParamSpec("Parameters")
 
-INTERRUPTED = 130
+#: Exit code of a command that a signal ended: this and the signal's number, as shells count.
+SIGNALLED = 128
+#: Set to 1, an unexpected error shows where it came from.
+DEBUG = "BLIP_EDGE_DEBUG"
+
+
+class _EndedError(KeyboardInterrupt):
+    """A signal other than Ctrl-C's asks the command to end; it ends like that."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) end a command as Ctrl-C does: tidied up, in one line.
+
+    Who ignores a hang-up (nohup) goes on ignoring it.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _EndedError(number)
+
+    wanted = (signal.SIGTERM, signal.SIGHUP)
+    before = {one: signal.getsignal(one) for one in wanted}
+    ours = [one for one in wanted if before[one] == signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, before[one])
+
+
+def _unexpected(error: BaseException) -> str:
+    """One line about an error that nobody expected."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or text}; check free space and rights"
+    kind = type(error).__name__
+    return f"unexpected {kind}: {text}; {DEBUG}=1 shows where; please report it"
 
 
 def exit_codes(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Turns expected errors into one line on standard error and their exit code (0, 1 or 2)."""
+    """Turns every error into one line on standard error and its exit code (1, 2, or a signal's)."""
 
     @wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _signals():
+                command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter, SystemExit):
+            raise
         except BlipEdgeError as error:
             messages.print(f"[red]error:[/] {escape(str(error))}")
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            messages.print(
-                "[yellow]interrupted[/]; finished artifacts are kept, run again to go on"
-            )
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            with suppress(OSError):  # the terminal may be gone
+                messages.print(
+                    "[yellow]interrupted[/]; finished artifacts are kept, run again to go on"
+                )
+            number = error.number if isinstance(error, _EndedError) else signal.SIGINT
+            raise typer.Exit(SIGNALLED + number) from None
+        except BaseException as error:
+            # Base: what panics in Rust (tokenizers, safetensors) arrives as no ``Exception``.
+            if os.environ.get(DEBUG):
+                raise
+            messages.print(f"[red]error:[/] {escape(_unexpected(error))}")
+            raise typer.Exit(1) from None
 
     return run
 

@@ -10,6 +10,7 @@ from configs.layout import REPOSITORY_ROOT, Layout
 from configs.load import load_pipeline, shown
 from pipeline.atomic import write_atomically
 from pipeline.command import Selection
+from pipeline.json_file import stored
 
 OWNER_FILE = "pipeline.json"
 
@@ -23,7 +24,7 @@ def claim(selection: Selection, *, force: bool = False, keep: bool = True) -> No
     """
     root = Layout(selection.pipeline).root
     file = shown(selection.file.resolve())
-    owner = _owner(root / OWNER_FILE)
+    owner = stored(root / OWNER_FILE, lambda content: str(content["config"]))
     if owner == file:
         return
     if not force and owner is not None and _builds_into(root, REPOSITORY_ROOT / owner):
@@ -33,13 +34,6 @@ def claim(selection: Selection, *, force: bool = False, keep: bool = True) -> No
         )
     if keep:
         write_atomically(root / OWNER_FILE, json.dumps({"config": file}) + "\n")
-
-
-def _owner(path: Path) -> str | None:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _builds_into(root: Path, file: Path) -> bool:

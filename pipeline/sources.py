@@ -30,6 +30,7 @@ DECIDES_NOTHING = {
     "pipeline.build": "decides whether to build",
     "pipeline.command": "decides what is asked for",
     "pipeline.console": "progress and messages",
+    "pipeline.json_file": "lets files pass or refuses them",
     "pipeline.owner": "refuses another pipeline file",
     "pipeline.runtime_errors": "classes of errors",
     "pipeline.settings": "keys hold the settings",

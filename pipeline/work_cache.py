@@ -7,12 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import artifact_lock, staging
 from pipeline.build import files_match
+from pipeline.json_file import stored
 from pipeline.manifest import FileRecord, file_record, from_json, key_of
 
 #: What an intermediate's folder has, written last.
@@ -57,9 +59,10 @@ def cached(work: Path, name: str, key_inputs: dict[str, Any], make: Callable[[Pa
     leaves none. Long unused folders of the same name, made from other inputs, are removed.
     """
     path = cached_path(work, name, key_inputs)
+    if _complete(path):
+        return path
     with artifact_lock(work, name):
         if _complete(path):
-            os.utime(path / CONTENTS)
             return path
         with staging(work, name) as temporary:
             make(temporary)
@@ -82,9 +85,10 @@ def _remove_unused(work: Path, name: str) -> None:
 
 
 def _complete(path: Path) -> bool:
-    try:
-        data = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
-        contents = from_json(_Contents, {"files": data})
-    except (OSError, ValueError, RecursionError):
+    """Whether a folder is there, undamaged; it counts as used now."""
+    contents = stored(path / CONTENTS, lambda data: from_json(_Contents, {"files": data}))
+    if contents is None or not files_match(path, contents.files):
         return False
-    return files_match(path, contents.files)
+    with suppress(OSError):  # another user's, which that user's runs keep
+        os.utime(path / CONTENTS)
+    return True

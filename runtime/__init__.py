@@ -6,7 +6,16 @@ name is imported when it is first used: ``import blip_edge`` loads nothing else.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any, List
+
+# Nobody phones home (docs/runtime.md, "Privacy"): both libraries do, unless told before they load.
+# onnxruntime reads this variable once (its Privacy.md); processes that are started inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# OpenVINO and NNCF have no such variable. Both do without this package where it is not installed:
+# openvino/tools/ovc/telemetry_utils.py, nncf/telemetry/wrapper.py.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from .decoding.batching import Timings as Timings

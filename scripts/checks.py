@@ -23,6 +23,8 @@ from scripts.tpu_python import find_python
 
 Status = Literal["ok", "missing", "warning", "absent"]
 
+#: What TPU-MLIR starts.
+COMPILERS = ("gcc", "g++", "cmake", "make")
 #: Artifacts of the default pipeline, vendor intermediates and room to replace them.
 DISK_BYTES = 4 * 2**30
 #: Largest peak of the default pipeline; a full-size BLIP-base needs 6 GiB.
@@ -85,6 +87,15 @@ def check_packages() -> Iterator[Check]:
             yield Check(name, "ok", found, group="Python packages")
         else:
             yield Check(name, "missing", f"{found}, pinned is {wanted}", "rm -r .venv; make setup")
+
+
+def check_compilers() -> Check:
+    """Programs with which TPU-MLIR compiles kernels for the nets with attention masks."""
+    missing = [name for name in COMPILERS if shutil.which(name) is None]
+    if missing:
+        cure = "apt-get install build-essential cmake"
+        return Check("compilers", "missing", f"no {', '.join(missing)}", cure)
+    return Check("compilers", "ok", ", ".join(COMPILERS))
 
 
 def check_tpu_environment() -> Iterator[Check]:
@@ -200,9 +211,12 @@ def report_target(name: str, tpu_ready: bool) -> TargetReport:
         cure = "" if devices else "make setup"
         return TargetReport(name, bool(devices), devices, target.precisions, cure)
     library = setup_tpu.package_folder(TPU_ENVIRONMENT) / "lib" / f"libcmodel_{name}.so"
-    build = tpu_ready and library.with_name(f"libbackend_{name}.so").is_file()
+    compilers = check_compilers()
+    build = (
+        tpu_ready and library.with_name(f"libbackend_{name}.so").is_file() and not compilers.cure
+    )
     verify: tuple[str, ...] = ("simulator",) if tpu_ready and library.is_file() else ()
     if importlib.util.find_spec("sophon") and any(Path("/dev").glob("bm-sophon*")):
         verify += ("device",)
-    cure = "" if build and verify else "make setup-tpu"
+    cure = "" if build and verify else (tpu_ready and compilers.cure) or "make setup-tpu"
     return TargetReport(name, build, verify, target.precisions, cure)

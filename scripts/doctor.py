@@ -60,6 +60,7 @@ def diagnose(config: Path | None = None) -> Diagnosis:
         checks.check_python(),
         *checks.check_packages(),
         *tpu,
+        checks.check_compilers(),
         *checks.check_machine(),
         *checks.check_checkpoints(pipeline),
         *checks.check_devices(),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import BlipEdgeError, ToolError
+from pipeline.json_file import stored
 from scripts.glibc_mend import GlibcState, inspect, mend
 from scripts.setup_environment import with_pauses
 from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_python, probe
@@ -63,11 +64,10 @@ def wanted_stamp(environment: Path) -> dict[str, str]:
 
 def is_current(environment: Path) -> bool:
     """Whether the environment is complete, made from today's requirement files, and mended."""
-    try:
-        stamp = json.loads((environment / STAMP_NAME).read_text())
-        asked_for = stamp.pop("asked_for")
-    except (OSError, ValueError, KeyError):
+    stamp = stored(environment / STAMP_NAME, dict)
+    if stamp is None:
         return False
+    asked_for = stamp.pop("asked_for", None)
     if stamp != wanted_stamp(environment) or not environment_python(environment).exists():
         return False
     # An environment that exists is good enough, unless another interpreter is asked for by name.
@@ -172,12 +172,10 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
         ConfigError: ``$TPU_MLIR_PYTHON`` is not a Python 3.10.
         ToolError: no Python 3.10, wrong kind of machine, too little disk space, or pip failed.
     """
-    from filelock import FileLock
+    from pipeline.atomic import artifact_lock
 
     _check_machine()
-    lock = REPOSITORY_ROOT / ".cache" / "setup_tpu.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with artifact_lock(REPOSITORY_ROOT / ".cache", "setup_tpu"):
         if is_current(environment):
             return inspect(package_folder(environment))
         python = find_python()

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from pipeline.manifest import key_of
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPONENTS = {
     "caption": ("vision_encoder", "cross_key_values", "text_decoder"),
@@ -205,7 +207,7 @@ class Pipeline:
             "tools": {"onnxruntime": "1.0"},
             **more,
         }
-        write_json(self.folder / "verify.json", data)
+        write_json(self.folder / "verify.json", {**data, "sha256": key_of(data)})
 
     def evaluation(self, name: str = "caption-scenes", **more: Any) -> Path:
         """A result of ``make evaluate``, as docs/evaluation.md has it, with one thumbnail."""

@@ -193,14 +193,14 @@ device mem size: 2560000 (weight: 1843200, instruct: 159744, runtime: 557056)
 
 
 def test_info_is_read_or_refused() -> None:
-    info = parse_info(INFO.format(kind="static"), "x.bmodel")
+    info = parse_info(INFO.format(kind="static").splitlines(), "x.bmodel")
     assert info.device_memory_bytes == 2560000
     ((net,),) = info.nets.values()
     assert net.inputs == (ArtifactTensor("input_ids", (1, 1), "int32"),)
     with pytest.raises(ToolError, match="became dynamic"):
-        parse_info(INFO.format(kind="dynamic"), "x.bmodel")
+        parse_info(INFO.format(kind="dynamic").splitlines(), "x.bmodel")
     with pytest.raises(ToolError, match="printed no nets"):
-        parse_info("", "x.bmodel")
+        parse_info((), "x.bmodel")
 
 
 def test_outputs_are_never_guessed() -> None:

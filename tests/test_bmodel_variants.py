@@ -157,7 +157,7 @@ def test_stages_are_read_from_a_file() -> None:
     text = (
         f"net 0: [main]  static\n{stage.format(0, 4)}{stage.format(1, 1)}device mem size: 9 (w)\n"
     )
-    info = parse_info(text, "x.bmodel")
+    info = parse_info(text.splitlines(), "x.bmodel")
     assert [one.inputs[0].shape for one in info.nets["main"]] == [(4, 3), (1, 3)]
     found = info.stage("main", {"x": (1, 3)})
     assert found is not None
@@ -169,7 +169,7 @@ def test_a_stage_that_needs_more_than_the_first_reserves_is_refused() -> None:
     line = "device mem size: 1285376 (weight: 1142784, instruct: 40192, runtime: {0})\n"
     text = "net 0: [main]  static\nstage 0, core num: 1\ninput: x, [4, 3], float16,\n"
     sizes = {
-        name: parse_info(text + line.format(size), "x.bmodel").buffer_bytes
+        name: parse_info((text + line.format(size)).splitlines(), "x.bmodel").buffer_bytes
         for name, size in (("step", 102400), ("step_9p", 102400), ("step_4p", 106496))
     }
     job = SimpleNamespace(name="vqa/text_decoder bm1684x f16", task="vqa")

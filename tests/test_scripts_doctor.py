@@ -53,6 +53,24 @@ def test_without_tpu_mlir_sophon_targets_need_set_up(
     assert "not ready" in printed
 
 
+def test_without_compilers_chips_cannot_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "make").write_text("")
+    (tmp_path / "make").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    diagnosis = doctor.diagnose()
+    found = {check.name: check for check in diagnosis.checks}["compilers"]
+    assert (found.status, found.found) == ("missing", "no gcc, g++, cmake")
+    assert "build-essential cmake" in found.cure
+    assert not diagnosis.ready
+    targets = {target.name: target for target in diagnosis.targets}
+    assert targets["openvino"].build
+    assert not targets["bm1684x"].build
+    assert targets["bm1684x"].verify == ("simulator",)
+    assert targets["bm1684x"].cure == found.cure
+
+
 def test_checkpoints_of_a_pipeline_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the hub: how much is to be downloaded, or why it cannot be; no weights are."""
     checkpoint = REPOSITORY / "models" / "checkpoints" / "reference-caption"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -178,13 +179,17 @@ def test_what_was_built_but_not_covered_is_listed(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path, targets={"openvino": ["f16"], "bm1684x": ["f16"]})
     pipeline.build()
     covered = [c for c in pipeline.passing_checks() if c["target"] != "bm1684x"]
+    every = dict(pipeline.artifacts)
+    pipeline.artifacts = {path: v for path, v in every.items() if "bm1684x" not in path}
     pipeline.verdict(covered)
-    report(pipeline)
+    assert report(pipeline).state == "incomplete"
     text = text_of(pipeline.page)
+    assert f"{len(pipeline.artifacts)} of {len(every)} artifacts verified. All" in text
     assert "not part of this verdict: caption bm1684x f16" in text
     assert "not checked" in text
+    pipeline.artifacts = every
     pipeline.verdict(covered, not_simulated=["caption bm1684x f16"])
-    report(pipeline)
+    assert report(pipeline).state == "passed"
     text = text_of(pipeline.page)
     assert "Not simulated: caption bm1684x f16" in text
     assert "not part of this verdict" not in text
@@ -330,6 +335,27 @@ def test_damaged_verdict_is_exit_code_2_and_keeps_the_old_page(
     with pytest.raises(InputError, match="damaged"):
         report(whole)
     assert whole.page.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[: len(t) // 2], lambda t: t.replace("4", "5", 1)])
+def test_a_torn_or_edited_page_is_written_again(
+    whole: Pipeline, damage: Callable[[str], str]
+) -> None:
+    report(whole)
+    before = whole.page.read_text()
+    assert report(whole).unchanged
+    assert damage(before) != before
+    whole.page.write_text(damage(before))
+    assert not report(whole).unchanged
+    assert whole.page.read_text() == before
+
+
+def test_forged_figures_are_refused(whole: Pipeline) -> None:
+    report(whole)
+    verdict = whole.folder / "verify.json"
+    verdict.write_text(verdict.read_text().replace('"samples": 4', '"samples": 9'))
+    with pytest.raises(InputError, match="changed after it was written"):
+        report(whole)
 
 
 def test_command_says_where_the_page_is(whole: Pipeline) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from runtime.files.manifests import (
 )
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
 from verify.pipeline import Verification, failure
-from verify.results import Check, Store, Subject, passed, write_verdict
+from verify.results import Check, Store, Subject, passed
 from verify.simulator_answers import RememberedSession, forget_others
+from verify.verdict import UNFINISHED, VerdictFile, read_verdict, verdict_text
 
 SUBJECT = Subject(
     "onnxruntime_vs_target", "caption", "vision_encoder", "openvino", "f16", "component", "exact"
@@ -38,6 +41,10 @@ REQUIRED = {
     "tolerance",
     "passed",
 }
+
+
+def line(**changes: object) -> str:
+    return json.dumps({**check("a").record(), **changes})
 
 
 def check(key: str = "k", **changes: object) -> Check:
@@ -90,10 +97,18 @@ def test_a_line_cut_off_by_a_kill_loses_only_itself(tmp_path: Path) -> None:
     assert Store(path).find("c") is not None
 
 
-@pytest.mark.parametrize("line", ["null", "[]", "{}", "7", '{"gap": 1}', "\x00\xff", "not json"])
-def test_foreign_lines_are_ignored(tmp_path: Path, line: str) -> None:
+FOREIGN = [
+    *("null", "[]", "{}", "7", '{"gap": 1}', "\x00\xff", "not json", "[" * 100_000, "9" * 5000),
+    *(line(key=["a"]), line(variant=["exact"]), line(samples="3"), line(problems=[1])),
+    *(line(metrics={"relative_error": math.nan}), line(metrics=[]), line(gap="none")),
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_foreign_lines_are_ignored(tmp_path: Path, foreign: str) -> None:
     path = tmp_path / "store.jsonl"
-    path.write_text(line + "\n")
+    path.write_bytes(foreign.encode() + b"\n{\xff}\n")
+    assert Store(path).find("a") is None
     store = Store(path)
     store.add(check("a"))
     assert Store(path).find("a") is not None
@@ -117,11 +132,9 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
         Store(blocked / "store.jsonl").add(check("a"))
 
 
-def test_verdict_has_the_agreed_shape(tmp_path: Path) -> None:
-    path = tmp_path / "verify.json"
+def test_verdict_has_the_agreed_shape() -> None:
     tokens = replace(SUBJECT, gap="tokens", component=None, kind="tokens", variant="")
-    write_verdict(path, [check(), Check(tokens, 10, {}, {})], pipeline="reference")
-    verdict = json.loads(path.read_text())
+    verdict = json.loads(verdict_text([check(), Check(tokens, 10, {}, {})], pipeline="reference"))
     assert verdict["passed"] is True
     assert verdict["pipeline"] == "reference"
     assert len(verdict["checks"]) == 2
@@ -130,15 +143,66 @@ def test_verdict_has_the_agreed_shape(tmp_path: Path) -> None:
     assert verdict["checks"][1]["component"] is None
 
 
-def test_nothing_verified_is_not_passed(tmp_path: Path) -> None:
+def test_nothing_verified_is_not_passed() -> None:
     assert not passed([])
     assert not passed([check(samples=0)])
     assert not passed([check(), check(problems=("wrong",))])
     assert passed([check()])
-    write_verdict(tmp_path / "verify.json", [check(samples=0)])
-    (item,) = json.loads((tmp_path / "verify.json").read_text())["checks"]
+    (item,) = json.loads(verdict_text([check(samples=0)]))["checks"]
     assert item["passed"] is False
     assert item["problems"] == ["nothing was compared"]
+
+
+@pytest.fixture
+def verdict(tmp_path: Path) -> Path:
+    path = tmp_path / "verify.json"
+    path.write_text(verdict_text([check()]))
+    assert read_verdict(path)["passed"] is True
+    return path
+
+
+def said(path: Path) -> object:
+    return read_verdict(path).get("error")
+
+
+def test_a_verdict_does_not_outlive_a_run_that_ends_early(verdict: Path) -> None:
+    file = VerdictFile(verdict)
+    file.begin()
+    assert said(verdict) == UNFINISHED
+    file.fail("a graph is damaged")
+    assert said(verdict) == "a graph is damaged"
+    assert [path.name for path in verdict.parent.iterdir()] == ["verify.json"]
+
+
+def test_a_verdict_that_says_the_same_stays_the_same_file(verdict: Path) -> None:
+    os.utime(verdict, (1, 1))
+    file = VerdictFile(verdict)
+    file.begin()
+    file.finish(verdict_text([check()]))
+    assert verdict.stat().st_mtime == 1
+    file.begin()
+    file.finish(verdict_text([check("another")]))
+    assert read_verdict(verdict)["checks"][0]["key"] == "another"
+    assert [path.name for path in verdict.parent.iterdir()] == ["verify.json"]
+
+
+def test_no_verdict_says_that_a_first_run_failed(tmp_path: Path) -> None:
+    file = VerdictFile(tmp_path / "verify.json")
+    file.begin()
+    file.fail("nothing is there")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.5", "0.0"), ('"samples": 3', '"samples": 30')])
+def test_a_forged_verdict_is_noticed_and_replaced(verdict: Path, old: str, new: str) -> None:
+    assert old in verdict.read_text()
+    verdict.write_text(verdict.read_text().replace(old, new))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        read_verdict(verdict)
+    file = VerdictFile(verdict)
+    file.begin()
+    file.finish(verdict_text([check()]))
+    assert read_verdict(verdict)["passed"] is True
 
 
 class Doubling(Session):

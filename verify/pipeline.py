@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -33,7 +32,8 @@ from verify.parity.components import (
 )
 from verify.parity.lineage import broken_lineage
 from verify.plan import Plan, Planned, make_plan
-from verify.results import STORE_FILE, Check, Store, passed, write_verdict
+from verify.results import STORE_FILE, Check, Store, passed
+from verify.verdict import UNFINISHED, VerdictFile, verdict_text
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,24 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
     layout = Layout(selection.pipeline)
     load_tolerances()
     with ExitStack() as stack:
-        if layout.root.is_dir():
+        verdict = VerdictFile(layout.verdict)
+        if verdict.writable:
             stack.enter_context(artifact_lock(layout.root, "verify"))
+            verdict.begin()
         try:
             tasks = find_artifacts(selection)
             for task in tasks:
                 check_checkpoint(layout, task.task, task.manifest)
             plan = make_plan(selection, tasks, config, full=full)
         except BlipEdgeError as error:
-            # An old verdict must not outlive the artifacts it was about.
-            if layout.verdict.is_file():
-                write_verdict(layout.verdict, [], error=str(error))
+            verdict.fail(str(error))
             raise
         store = Store(layout.root / STORE_FILE)
         known = {item.key: store.find(item.key) for item in plan.checks}
         todo = [item for item in plan.checks if known[item.key] is None]
         finished = {key: check for key, check in known.items() if check is not None}
         if todo:
-            # A run that is killed leaves no verdict that says passed.
-            write_verdict(layout.verdict, [], error="verification did not finish; run it again")
+            verdict.write(verdict_text([], error=UNFINISHED))
             for item, check in _run(todo, selection):
                 finished[item.key] = check
                 store.add(check)
@@ -90,8 +89,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
             forget_stale_answers(selection.pipeline)
         checks = tuple(finished[item.key] for item in plan.checks)
         result = Verification(checks, plan.not_simulated, len(todo), layout.verdict)
-        if todo or not _says(layout.verdict, result, plan, selection, full=full):
-            _write(result, plan, selection, full=full)
+        verdict.finish(verdict_text(checks, **_particulars(plan, selection, full=full)))
     return result
 
 
@@ -262,10 +260,6 @@ def _texts(
     return [tokenizer.decode(ids[prompt:]) for ids, prompt in zip(tokens, prompts, strict=True)]
 
 
-def _write(result: Verification, plan: Plan, selection: Selection, *, full: bool) -> None:
-    write_verdict(result.verdict, result.checks, **_particulars(plan, selection, full=full))
-
-
 def _particulars(plan: Plan, selection: Selection, *, full: bool) -> dict[str, object]:
     return {
         "pipeline": selection.pipeline.name,
@@ -285,20 +279,6 @@ def _particulars(plan: Plan, selection: Selection, *, full: bool) -> dict[str, o
             "numpy", "onnxruntime", "openvino", "torch", "transformers", "pillow", "tokenizers"
         ),
     }
-
-
-def _says(
-    path: Path, result: Verification, plan: Plan, selection: Selection, *, full: bool
-) -> bool:
-    """Whether the verdict on the disk is about exactly this."""
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        keys = [check["key"] for check in verdict["checks"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    particulars = _particulars(plan, selection, full=full)
-    same = all(verdict.get(name) == value for name, value in particulars.items())
-    return same and verdict["passed"] == result.passed and keys == [c.key for c in result.checks]
 
 
 def announce(result: Verification) -> None:

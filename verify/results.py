@@ -11,7 +11,8 @@ from typing import Any, Literal
 from configs.schema import Component, Precision, Task
 from configs.tolerances import Gap
 from pipeline.atomic import write_atomically
-from verify.json_lines import append_lines, read_lines
+from pipeline.json_file import append_lines, read_lines
+from pipeline.manifest import from_json
 
 Kind = Literal["component", "tokens", "scores", "host", "file", "layers"]
 
@@ -94,18 +95,9 @@ class Check:
         """The check that a record describes.
 
         Raises:
-            KeyError, TypeError: not a record of this version.
+            ValueError: not a record of this version.
         """
-        subject = Subject(**{name: record[name] for name in Subject.__dataclass_fields__})
-        return Check(
-            subject=subject,
-            samples=record["samples"],
-            metrics=record["metrics"],
-            tolerance=record["tolerance"],
-            problems=tuple(record["problems"]),
-            key=record["key"],
-            seconds=record["seconds"],
-        )
+        return from_json(Check, {**record, "subject": record})
 
 
 class Store:
@@ -121,8 +113,8 @@ class Store:
         for line in lines:
             try:
                 check = Check.of(line)
-            except (KeyError, TypeError):
-                continue  # of an older version: that check runs again
+            except ValueError:
+                continue  # damaged, or of an older version: that check runs again
             self._checks[check.key] = check
         self._superseded = len(lines) > 2 * len(self._latest())
 
@@ -156,14 +148,3 @@ def passed(checks: Iterable[Check]) -> bool:
     """Whether a verification passed: at least one check, and none failed."""
     every = list(checks)
     return bool(every) and all(check.passed for check in every)
-
-
-def write_verdict(path: Path, checks: Iterable[Check], **more: Any) -> None:
-    """Writes verify.json: ``passed``, ``checks``, and whatever else is worth recording.
-
-    Raises:
-        ToolError: the disk is full or the folder cannot be written.
-    """
-    every = list(checks)
-    verdict = {"passed": passed(every), "checks": [check.record() for check in every], **more}
-    write_atomically(path, json.dumps(verdict, indent=1, allow_nan=False) + "\n")

@@ -113,7 +113,8 @@ class BModelBuild:
             (folder / file).write_text(text)
         with self._budget.hold(_deploy_memory(job.built_as, weights_bytes)):
             log = _log(job, net.name)
-            printed = self._tools.run(net.deploy, folder, log, leaves=[net.bmodel.name])
+            leaves, work = [net.bmodel.name], job.layout.work
+            printed = self._tools.run(net.deploy, folder, log, leaves=leaves, work=work)
         made = fusions(printed)
         check_fusions(job, net.name, attentions, made)
         profile = job.chip.estimate_file

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class BModelInfo:
         return next(fitting, stages[0] if stages else None)
 
 
-def parse_info(text: str, source: Path | str) -> BModelInfo:
+def parse_info(lines: Iterable[str], source: Path | str) -> BModelInfo:
     """Parses the output of ``model_tool --info``.
 
     Raises:
@@ -71,7 +72,7 @@ def parse_info(text: str, source: Path | str) -> BModelInfo:
     sides: dict[str, list[ArtifactTensor]] = {}
     name = None
     memory, buffers = None, 0
-    for line in (raw.strip() for raw in text.splitlines()):
+    for line in map(str.strip, lines):
         if match := _NET.match(line):
             if match["kind"] != "static":
                 raise ToolError(
@@ -154,7 +155,6 @@ def latency_estimate_ms(profile: Path) -> float | None:
     return float(found[-1]) if found else None
 
 
-def fusions(log: str) -> dict[str, int]:
+def fusions(log: Iterable[str]) -> dict[str, int]:
     """How often each attention fusion took place, from a deploy log at level 1."""
-    hits: Sequence[str] = _FUSION.findall(log)
-    return {pattern: hits.count(pattern) for pattern in sorted(set(hits))}
+    return dict(sorted(Counter(hit for line in log for hit in _FUSION.findall(line)).items()))

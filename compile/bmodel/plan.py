@@ -183,7 +183,7 @@ class BModelPlan(Plan):
             lines.append(shell("ln", "-s", "-t", net.folder, *links))
         if plan.calibrated:
             lines.append(own("compile calibrate", config, *job.options))
-        lines += [shell_line(net.deploy, net.folder) for net in plan.nets]
+        lines += [shell_line(net.deploy, net.folder, job.layout.work) for net in plan.nets]
         if plan.combine:
             return [*lines, shell_line(plan.combine, plan.folder)]
         return [*lines, *(shell("mv", net.bmodel, plan.folder / net.file) for net in plan.nets)]

@@ -110,6 +110,8 @@ class TaskFile:
             "tpu_mlir": command_lines.version(),
         }
         location, key = self.location, key_of(key_inputs)
+        if not force and self._current(key):
+            return None
         with artifact_lock(location.folder, f"{location.stem}.combined"):
             if not force and self._current(key):
                 return None

@@ -61,7 +61,6 @@ def converted(
             tensors = read_tensors(temporary / WEIGHTS)
             contents = {**_contents(temporary, tensors), **({"base": base} if base else {})}
             (temporary / _CONTENTS).write_text(json.dumps(contents))
-            temporary.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
     return tensors

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from configs.errors import InputError
 from configs.load import shown
+from pipeline.json_file import read_object
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: missing, unreadable or not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         raise InputError(
             f"{shown(path)}: no such file; the checkpoint is not in the HuggingFace format"
@@ -46,9 +46,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{shown(path)}: cannot be read as JSON ({error}); restore the checkpoint"
         ) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{shown(path)}: not a JSON object; restore the checkpoint")
-    return data
 
 
 def weight_names(folder: Path, names: Collection[str], source: str) -> list[str]:

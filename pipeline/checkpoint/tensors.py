@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from configs.errors import InputError
 from configs.load import shown
+from pipeline.json_file import WRONG, parse_object
 from pipeline.manifest import file_sha256
 
 #: the second names of tied weights, and the first ones
@@ -55,15 +55,13 @@ def read_tensors(path: Path, expected: str | None = None) -> dict[str, Tensor]:
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view,
         ):
             return _read(view, path, expected)
-    except SafetensorError as error:
-        raise InputError(f"{damaged} ({error}); {cure}") from None
-    except (OSError, ValueError) as error:
+    except (SafetensorError, *WRONG) as error:
         raise InputError(f"{damaged} ({error}); {cure}") from None
 
 
 def _read(view: mmap.mmap, path: Path, expected: str | None) -> dict[str, Tensor]:
     start = 8 + int.from_bytes(view[:8], "little")
-    header = json.loads(view[8:start])
+    header = parse_object(view[8:start])
     header.pop("__metadata__", None)
 
     def tensor(name: str) -> Tensor:

@@ -113,10 +113,10 @@ def _net(
     rebuild: str,
 ) -> ChipLayers:
     graph = ExportedGraph(_prepared(work, transform, rebuild))
-    _run(with_graph(transform, str(graph.path)), folder)
+    _run(with_graph(transform, str(graph.path)), folder, work)
     _lay_out_calibration(manifest.folder, quantized, deploy, folder, rebuild)
-    compiled = _compiled(folder, deploy)
-    _run(with_debug(deploy), folder)
+    compiled = _compiled(folder, deploy, work)
+    _run(with_debug(deploy), folder, work)
     quantised = sorted(folder.glob("*_tpu.mlir"))
     if not quantised:
         raise ToolError(f"{DEPLOY}: left no quantised graph for {net.name}")
@@ -127,7 +127,7 @@ def _net(
     ]
     names: dict[str, str] = {}
     for sample in calls:
-        dumped = _dump(folder, quantised[0], manifest, net, sample.feeds)
+        dumped = _dump(folder, work, quantised[0], manifest, net, sample.feeds)
         tensors, vendor = on_graph(dumped, graph)
         names |= vendor
         errors.vendor_names = names
@@ -144,13 +144,13 @@ def _net(
     return ChipLayers(net.name, layers, f"{RUNNER} --dump_all_tensors {quantised[0].name}")
 
 
-def _run(argv: Sequence[str], folder: Path) -> None:
-    VendorTools().run(argv, folder, folder / f"{argv[0]}.log")
+def _run(argv: Sequence[str], folder: Path, work: Path) -> None:
+    VendorTools().run(argv, folder, folder / f"{argv[0]}.log", work=work)
 
 
-def _compiled(folder: Path, deploy: Sequence[str]) -> Path:
+def _compiled(folder: Path, deploy: Sequence[str], work: Path) -> Path:
     """The BModel of the build's own command, kept apart: ``--debug`` lays weights out otherwise."""
-    _run(deploy, folder)
+    _run(deploy, folder, work)
     found = sorted(folder.glob("*.bmodel"))
     if not found:
         raise ToolError(f"{DEPLOY}: left no BModel")
@@ -215,7 +215,7 @@ def _inputs(manifest: ComponentManifest, net: Net, feeds: Arrays) -> dict[str, A
 
 
 def _dump(
-    folder: Path, quantised: Path, manifest: ComponentManifest, net: Net, feeds: Arrays
+    folder: Path, work: Path, quantised: Path, manifest: ComponentManifest, net: Net, feeds: Arrays
 ) -> dict[str, Array]:
     given, result = folder / "inputs.npz", folder / "tensors.npz"
     arrays = {
@@ -224,7 +224,7 @@ def _dump(
     }
     np.savez(given, **arrays)  # type: ignore[arg-type]
     result.unlink(missing_ok=True)
-    _run(dump_tensors(quantised.name, given.name, result.name), folder)
+    _run(dump_tensors(quantised.name, given.name, result.name), folder, work)
     with np.load(result, allow_pickle=False) as tensors:
         return {name: tensors[name].astype(np.float32) for name in tensors.files}
 

@@ -74,7 +74,6 @@ def write_bundles(selection: Selection, config: Path) -> list[Path]:
         for target, precision in selection.targets:
             folder = bundle_folder(layout, target.name, precision)
             progress.start(folder.name)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             with staging(folder.parent, folder.name) as made:
                 content: dict[str, Any] = {
                     **{"schema_version": BUNDLE_VERSION, "kind": "board_bundle"},
@@ -104,7 +103,6 @@ def write_bundles(selection: Selection, config: Path) -> list[Path]:
                 shutil.rmtree(old, ignore_errors=True)
                 if folder.exists():
                     folder.rename(old)
-                made.chmod(0o755)
                 made.rename(folder)
                 shutil.rmtree(old, ignore_errors=True)
             written.append(folder)

@@ -16,6 +16,7 @@ from configs.tolerances import Gate, Tolerance, load_tolerances, record
 from pipeline.atomic import write_atomically
 from pipeline.command import select
 from pipeline.console import messages
+from pipeline.json_file import read_object
 from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
 from runtime.tasks.artifacts import SIMULATOR
@@ -112,7 +113,7 @@ def _bundle(description: Path, results: BoardResults, path: Path) -> dict[str, A
             f"{shown(path)}: made with another board-test folder than {shown(description.parent)}; "
             "copy that one to the board and run it again"
         )
-    bundle: dict[str, Any] = json.loads(description.read_text())
+    bundle: dict[str, Any] = read_object(description)
     unknown = sorted(set(results.tasks) - set(bundle["tasks"]))
     if unknown:
         raise InputError(f"{shown(path)}: tasks: {unknown[0]!r} is not in the board-test folder")

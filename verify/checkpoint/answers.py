@@ -14,7 +14,8 @@ from PIL.Image import Image
 
 from pipeline.atomic import write_atomically
 from pipeline.build import tool_versions
-from pipeline.manifest import TaskManifest, key_of
+from pipeline.json_file import stored
+from pipeline.manifest import TaskManifest, from_json, key_of
 from pipeline.sources import source_digest
 from verify.answers.cases import Case
 from verify.checkpoint.checkpoint import Checkpoint
@@ -40,6 +41,12 @@ class Answer:
     margin: float | None = None
     probability: float | None = None
     similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    key: str
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -99,16 +106,8 @@ def reference_answers(
 
 
 def _read(store: Path, key: str) -> list[Answer] | None:
-    try:
-        data = json.loads(store.read_text(encoding="utf-8"))
-        if data["key"] != key:
-            return None
-        names = ("prompt", "margin", "probability", "similarity")
-        return [
-            Answer(tuple(row["tokens"]), *(row[name] for name in names)) for row in data["answers"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # computed again: the file is a cache
+    kept = stored(store, lambda data: from_json(_Stored, data))
+    return list(kept.answers) if kept is not None and kept.key == key else None
 
 
 def answer(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from verify.json_lines import append_lines, read_lines
+from pipeline.json_file import append_lines, read_lines
 
 Answer = dict[str, Any]
 

@@ -10,6 +10,7 @@ from configs.layout import Layout
 from configs.schema import EvaluateConfig, Precision, Task
 from pipeline.atomic import write_atomically
 from pipeline.build import tool_versions
+from pipeline.json_file import stored
 from runtime.files.manifests import component_manifests
 from verify.answers.metrics.bootstrap import Comparison, Interval
 from verify.answers.metrics.gates import Judgement
@@ -129,21 +130,21 @@ def write_result(path: Path, record: dict[str, Any], layout: Layout) -> None:
 
 
 def _still_valid(path: Path, record: dict[str, Any], layout: Layout) -> list[dict[str, Any]]:
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+    now = _built(layout, record["task"])
+
+    def valid(old: dict[str, Any]) -> list[dict[str, Any]]:
         decides = ("schema_version", "data_set", "settings", "tools")
         if any(old[name] != record[name] for name in decides) or (
             old["checkpoint"]["weights_sha256"] != record["checkpoint"]["weights_sha256"]
         ):
             return []
-        now = _built(layout, record["task"])
         return [
             subject
             for subject in old["subjects"]
             if now.get((subject["target"], subject["precision"])) == subject["artifacts"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # no result yet, or one of another version: replaced
+
+    return stored(path, valid) or []
 
 
 def _built(layout: Layout, task: Task) -> dict[tuple[str, Precision], dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from configs.schema import TASK_COMPONENTS, Task, TaskConfig
+from pipeline.json_file import read_object
 from pipeline.manifest import TaskManifest
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.host.finding import Finding
@@ -99,7 +99,7 @@ def _processor_file(checkpoint: Checkpoint, folder: Path) -> Iterator[Finding]:
     path = folder / "processor" / _IMAGE_FILE
     where = f"processor/{_IMAGE_FILE}"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_object(path)
     except (OSError, ValueError) as error:
         yield Finding("preprocessing", where, f"cannot be read ({error})")
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from configs.errors import InputError
 from configs.layout import Layout
 from configs.load import load_target, pipeline_target, shown
 from configs.schema import TASK_COMPONENTS, TASK_METRICS, PipelineConfig, Precision, Task
+from pipeline.json_file import WRONG
 from pipeline.manifest import ComponentManifest, read_manifest
+from verify.verdict import read_verdict
 
 Check = dict[str, Any]
 _TASKS = {"caption": "caption", "vqa": "question answering", "itm": "matching"}
@@ -29,8 +30,8 @@ def markdown(pipeline: PipelineConfig) -> str:
     """
     layout = Layout(pipeline)
     try:
-        checks = json.loads(layout.verdict.read_text(encoding="utf-8"))["checks"]
-    except (OSError, ValueError, KeyError):
+        checks = read_verdict(layout.verdict)["checks"]
+    except WRONG:
         raise InputError(f"{shown(layout.verdict)}: no verdict; run: make verify") from None
     lines = fidelity(checks)
     chips = [name for name in pipeline.targets if load_target(name).backend == "sophon"]

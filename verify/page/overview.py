@@ -76,12 +76,13 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
     if failed or gates or (error and not every):
         state: State = "failed"
     else:
-        state = "passed" if passed and not _outdated(sources) else "incomplete"
+        whole = passed and not _outdated(sources) and not not_covered(sources, every)
+        state = "passed" if whole else "incomplete"
     tasks = list(dict.fromkeys(row.task for row in every))
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
     lines = [_line(way, tasks, every, axis) for way in ways(every)]
-    sentence = _sentence(every, failed, gates, str(error) if error else "")
+    sentence = _extent(sources) + _sentence(every, failed, gates, str(error) if error else "")
     return Overview(
         state, HEADLINES[state], sentence, notices, tasks, lines, axis, failed, list(gates)
     )
@@ -101,6 +102,13 @@ def _sentence(every: Sequence[Row], failed: Sequence[Row], gates: Sequence[str],
         f"{passed} The least margin is {times(closest.margin)}: "
         f"{task_name(closest.task).lower()}, {component_name(closest.part)}, {closest.name}."
     )
+
+
+def _extent(sources: Sources) -> str:
+    """How much of what was built a partial verdict is about; nothing about a whole one."""
+    verified = sources.components.keys() & (sources.verdict.get("artifacts") or {}).keys()
+    every = len(sources.components)
+    return "" if len(verified) in (0, every) else f"{len(verified)} of {every} artifacts verified. "
 
 
 def _count(number: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 #: The key stands in the page's head: an unchanged report is not written again.
 _KEY = re.compile(r'<meta name="report-key" content="([0-9a-f]{64})">')
 
+#: And the digest of all before it at its end: a torn or edited page is written again.
+_SEAL = "<!-- sha256 {} -->\n"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -55,10 +59,11 @@ def write_report(pipeline: PipelineConfig, config: Path, *, force: bool = False)
     key = key_of({"sources": sources.digest, "page": _own_digest()})
     every = rows(sources.checks)
     summary = overview(sources, every, failed_gates(evaluations(sources)))
-    with artifact_lock(sources.root, "report"):
-        unchanged = not force and _key_of_page(path) == key
-        if not unchanged:
-            write_atomically(path, render(sources, key))
+    unchanged = not force and _key_of_page(path) == key
+    if not unchanged:
+        with artifact_lock(sources.root, "report"):
+            page = render(sources, key)
+            write_atomically(path, page + _SEAL.format(_digest(page)))
     return Written(
         path, path.stat().st_size, summary.state, summary.headline, summary.sentence, unchanged
     )
@@ -120,9 +125,16 @@ def _own_digest() -> str:
 
 
 def _key_of_page(path: Path) -> str | None:
+    """What a page was made from; None if it is missing, or not as it was written."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            found = _KEY.search(stream.read(2000))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    return found[1] if found else None
+    length = len(_SEAL.format(_digest("")))
+    page, seal = text[:-length], text[-length:]
+    found = _KEY.search(page[:2000])
+    return found[1] if found and seal == _SEAL.format(_digest(page)) else None
+
+
+def _digest(page: str) -> str:
+    return hashlib.sha256(page.encode()).hexdigest()

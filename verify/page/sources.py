@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,9 @@ from configs.errors import InputError
 from configs.layout import MANIFEST_SUFFIX, Layout
 from configs.load import shown
 from configs.schema import PipelineConfig
+from pipeline.json_file import WRONG, read_object
 from pipeline.manifest import ComponentManifest, TaskManifest, key_of, read_manifest
-from verify.results import Check
+from verify.verdict import read_verdict
 
 Json = dict[str, Any]
 
@@ -98,17 +98,15 @@ def read_sources(pipeline: PipelineConfig, config: Path) -> Sources:
 
 def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
     try:
-        verdict: Json = json.loads(path.read_text(encoding="utf-8"))
-        for check in verdict["checks"]:
-            Check.of(check)
+        verdict = read_verdict(path)
     except FileNotFoundError:
         raise InputError(
             f"{shown(path)}: nothing was verified yet, so there is nothing to report; "
             f"run: make verify CONFIG={config}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except WRONG as error:
         raise InputError(
-            f"{shown(path)}: damaged or of another version; delete it and run: "
+            f"{shown(path)}: damaged or of another version ({error}); run: "
             f"make verify CONFIG={config}"
         ) from None
     digests[shown(path)] = _digest(path)
@@ -117,8 +115,8 @@ def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
 
 def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str]) -> None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("kind", kind) != kind:
+        data = read_object(path)
+        if data.get("kind", kind) != kind:
             raise ValueError(f"not a result of kind {kind!r}")
         version = VERSIONS.get(kind, 1)
         if data.get("schema_version") != version:

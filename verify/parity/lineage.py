@@ -6,7 +6,6 @@ artifact was compiled from another graph can.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,7 @@ from runtime.files.manifests import ComponentManifest
 
 def recorded_inputs(manifest: ComponentManifest) -> dict[str, Any]:
     """``key_inputs`` of an artifact's manifest: what it was compiled from, and for."""
-    recorded = json.loads(manifest.path.read_text(encoding="utf-8"))
-    return dict(recorded.get("key_inputs") or {})
+    return dict(manifest.key_inputs)
 
 
 def broken_lineage(

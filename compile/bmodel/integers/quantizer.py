@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from configs.layout import Layout
 from configs.load import shown
 from configs.schema import TASK_COMPONENTS
 from pipeline.console import Steps, steps
+from pipeline.json_file import append_lines, read_lines
 from pipeline.manifest import QuantizedNet, file_sha256, key_of
 from pipeline.sources import source_digest
 from pipeline.tpu_tools import command_lines
@@ -243,9 +243,7 @@ class _Search:
             if digest not in self._known:
                 self._known[digest] = self._measure(integers)
                 record = {"digest": digest, "name": name, "error": self._known[digest]}
-                self._results.parent.mkdir(parents=True, exist_ok=True)
-                with self._results.open("a") as stream:
-                    stream.write(json.dumps(record) + "\n")
+                append_lines(self._results, [record])
             errors[name] = self._known[digest]
             self._progress.done()
         return errors
@@ -297,13 +295,11 @@ class _Search:
 
 def _read_results(path: Path) -> dict[str, float]:
     found = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            # A line cut short by a kill is measured again.
-            continue
-        found[str(record["digest"])] = float(record["error"])
+    for record in read_lines(path):
+        digest, error = record.get("digest"), record.get("error")
+        # What a kill or a damage left is measured again.
+        if isinstance(digest, str) and isinstance(error, float):
+            found[digest] = error
     return found
 
 
