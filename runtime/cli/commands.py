@@ -15,6 +15,7 @@ from ..tasks.task import Result, Task
 from .inputs import WorkItem, image_paths, work_items
 from .options import generation_arguments, targets, task_arguments
 from .reports import Columns, Line, Progress, Report
+from .terminal import say
 
 #: Images that ``--show`` draws.
 _SHOWN = 60
@@ -257,7 +258,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
                 continue
             report.add(_line(WorkItem(paths[0]), question, task, result))
             if not options.json:
-                print(result.text, flush=True)
+                say(result.text)
     if options.timing:
         report.print_timings({options.target: timings}, {})
     return _INPUT_PROBLEM if report.problems else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -20,6 +19,7 @@ from ..files.manifests import (
 )
 from ..tasks.artifacts import HOST_TARGETS, SIMULATOR, board_available
 from .reports import mebibytes, table
+from .terminal import say, say_json
 
 
 def info(options: argparse.Namespace) -> int:
@@ -38,22 +38,22 @@ def info(options: argparse.Namespace) -> int:
             item.check_files(digests=options.verify_digest)
         if options.json:
             for item in found:
-                print(json.dumps(_record(item)))
+                say_json(_record(item))
             continue
         if index:
-            print()
+            say("")
         checkpoint = manifest.checkpoint
         size = manifest.dimensions
-        print(f"{manifest.pipeline}/{manifest.task}  ({folder})")
-        print(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
-        print(
+        say(f"{manifest.pipeline}/{manifest.task}  ({folder})")
+        say(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
+        say(
             f"model       image {manifest.image.height} x {manifest.image.width}, "
             f"{size.image_tokens} image tokens, {size.layers} text layers, {size.heads} heads of "
             f"{size.head_size}, vocabulary {manifest.text.vocabulary_size}"
         )
         print(_components(found))
         for line in [*_totals(found, options.heap_mib), "shapes", *_signatures(found)]:
-            print(line)
+            say(line)
     return 0
 
 
@@ -62,7 +62,7 @@ def devices(options: argparse.Namespace) -> int:
     rows = _onnxruntime() + _openvino() + _sail() + _simulator()
     if options.json:
         for target, device, detail in rows:
-            print(json.dumps({"target": target, "device": device, "detail": detail}))
+            say_json({"target": target, "device": device, "detail": detail})
     else:
         print(table(["target", "device", "detail"], rows))
     return 0

@@ -6,19 +6,28 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NoReturn, Optional
 
 from ..errors import InputError
 from ..generation.settings import GenerationSettings
 from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
 from ..tasks.artifacts import check_device, fits
+from .terminal import printable
 
 DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
 
 
+class _Parser(argparse.ArgumentParser):
+    """What it quotes of a command line reaches a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``argparse``."""
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="blip-edge",
         description="Captions images, answers questions about them and matches them with texts, on "
         "onnxruntime, OpenVINO and SOPHON chips.",

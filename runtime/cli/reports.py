@@ -5,13 +5,13 @@ With the standard library only: boards have little else.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, TextIO, Tuple
 
 from ..decoding.batching import Timings
+from .terminal import printable, say, say_json
 
 _BAR_CELLS = 24
 #: Columns of the timing table: heading, stage, and the unit that a row of the stage counts.
@@ -57,9 +57,10 @@ class Columns:
         """The layout for these images, and the questions or texts that they are asked about."""
         different = set(images)
         short = len({path.name for path in different}) == len(different)
-        names = {path: path.name if short else str(path) for path in different}
+        names = {path: printable(path.name if short else str(path)) for path in different}
         width = max([len("image"), *map(len, names.values())])
-        return cls(names, width, max(map(len, subjects), default=0), several_targets)
+        asked = max((len(printable(subject)) for subject in subjects), default=0)
+        return cls(names, width, asked, several_targets)
 
 
 class Report:
@@ -92,7 +93,7 @@ class Report:
             self.lines.append(line)
         if self._as_json:
             record = {"image": str(line.image), "target": line.target, **line.fields}
-            print(json.dumps(record), flush=True)
+            say_json(record)
         elif self._columns is not None and not self._grouped:
             self._print_row(line, self._columns)
 
@@ -100,9 +101,9 @@ class Report:
         """Reports an input that is skipped."""
         self.problems += 1
         if self._as_json:
-            print(json.dumps({"image": str(image), "error": message}), flush=True)
+            say_json({"image": str(image), "error": message})
         else:
-            print(f"error: {message} (skipped)", file=sys.stderr, flush=True)
+            say(f"error: {message} (skipped)", sys.stderr)
 
     def _print_row(self, line: Line, columns: Columns) -> None:
         """A row of a table that is printed before all of it is known."""
@@ -113,10 +114,10 @@ class Report:
             cells.append(line.subject or "")
         if not self._header_printed:
             heads = ["image", "asked"][: len(widths)]
-            print(_row(heads, widths, "result"))
-            print(_row(["-" * width for width in widths], widths, "-" * len("result")))
+            say(_row(heads, widths, "result"))
+            say(_row(["-" * width for width in widths], widths, "-" * len("result")))
             self._header_printed = True
-        print(_row(cells, widths, line.text), flush=True)
+        say(_row(cells, widths, line.text))
 
     def print_table(self) -> None:
         """Prints the results of several targets for people, grouped by image."""
@@ -159,7 +160,7 @@ class Report:
                 record: Dict[str, Any] = {"target": target, "timing_ms": stages}
                 if target in rates:
                     record["images_per_s"] = round(rates[target], 3)
-                print(json.dumps(record), flush=True)
+                say_json(record)
             return
         rows = [
             [
@@ -174,13 +175,13 @@ class Report:
 
 
 def _row(cells: Sequence[str], widths: Sequence[int], last: str) -> str:
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    padded = [printable(cell).ljust(width) for cell, width in zip(cells, widths)]
     return "  ".join([*padded, last])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned under a header; numbers to the right."""
-    cells = [list(header), *[list(row) for row in rows]]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     right = [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(header))]
     lines: List[str] = []
@@ -213,7 +214,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, stream: Optional[TextIO] = None) -> None:
         self._total = total
-        self._label = label
+        self._label = printable(label)
         self._stream = stream or sys.stderr
         self._shown = total > 1 and self._stream.isatty()
         self._done = 0

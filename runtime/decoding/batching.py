@@ -147,6 +147,16 @@ def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
+def run_finite(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
+    """What a net makes of ``feeds``.
+
+    Raises:
+        BackendError: an output is NaN or infinite.
+    """
+    outputs = session.run(feeds, net=net)
+    return {name: session.finite(name, array) for name, array in outputs.items()}
+
+
 def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
     """Runs a net on any number of rows; every input's first axis counts rows.
 
@@ -159,7 +169,7 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
     if batch is None:
         return _run_dynamic(session, feeds, net)
     if batch == rows and not chosen.variants:
-        return session.run(feeds, net=net)
+        return run_finite(session, feeds, net)
     parts: List[ArrayDict] = []
     start = 0
     for count in row_groups(rows, chosen.lengths("batch") or (batch,)):
@@ -176,11 +186,9 @@ def _run_dynamic(session: Session, feeds: ArrayDict, net: Optional[str]) -> Arra
     """Runs a net of a dynamic batch, in as many calls as the session wants."""
     rows, most = len(next(iter(feeds.values()))), session.rows_per_call(session.net(net))
     if most is None or rows <= most:
-        return session.run(feeds, net=net)
-    parts = [
-        session.run({name: array[start : start + most] for name, array in feeds.items()}, net=net)
-        for start in range(0, rows, most)
-    ]
+        return run_finite(session, feeds, net)
+    cuts = [slice(start, start + most) for start in range(0, rows, most)]
+    parts = [run_finite(session, {name: a[cut] for name, a in feeds.items()}, net) for cut in cuts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -201,12 +209,12 @@ def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
     """Runs a net on texts cut to the shortest length that holds them; outputs as without that."""
     mask = feeds.get("attention_mask")
     if mask is None or len(net.lengths("text_tokens")) < 2:
-        return session.run(feeds, net=net.name)
+        return run_finite(session, feeds, net.name)
     full = mask.shape[1]
     real = int(np.max(np.nonzero(mask.any(axis=0))[0], initial=0)) + 1
     length = net.smallest(text_tokens=real).axes["text_tokens"]
     cut = {name: a[:, :length] if name in _TEXTS else a for name, a in feeds.items()}
-    outputs = session.run(cut, net=net.name)
+    outputs = run_finite(session, cut, net.name)
     padding = ((0, 0), (0, full - length), (0, 0))
     return {
         # What stands for padding is masked wherever it goes.
