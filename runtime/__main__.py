@@ -8,7 +8,7 @@ import warnings
 from typing import List, Optional
 
 from .cli.options import build_parser
-from .cli.terminal import say
+from .cli.reports import say
 from .errors import BlipEdgeError
 from .sessions.session import one_line
 

@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from .cli.terminal import say
+from .cli.reports import say
 from .decoding.decoder_run import NEXT_TOKEN
 from .errors import BlipEdgeError, InputError
 from .sessions.session import Session, SessionOptions, one_line

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.__main__ import main
-from runtime.cli.terminal import printable, say_json
+from runtime.cli.reports import printable, say_json
 from runtime.errors import BackendError
 from runtime.sessions.openvino_session import OpenVinoSession
 from runtime.sessions.session import Session, SessionOptions

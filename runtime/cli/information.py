@@ -18,8 +18,7 @@ from ..files.manifests import (
     read_task_manifest,
 )
 from ..tasks.artifacts import HOST_TARGETS, SIMULATOR, board_available
-from .reports import mebibytes, table
-from .terminal import say, say_json
+from .reports import mebibytes, say, say_json, table
 
 
 def info(options: argparse.Namespace) -> int:

@@ -251,10 +251,30 @@ def like_input(array: np.ndarray, example: Any) -> Any:
 
 
 def ragged(
-    input_ids: np.ndarray, attention_mask: Optional[np.ndarray], pad_token_id: int
+    input_ids: np.ndarray, attention_mask: Optional[np.ndarray], text: TextSettings
 ) -> List[List[int]]:
-    """Rows of real tokens from padded ids ``[batch, tokens]``, padded on either side."""
-    mask = input_ids != pad_token_id if attention_mask is None else attention_mask != 0
+    """Rows of real tokens from padded ids ``[batch, tokens]``, padded on either side.
+
+    Raises:
+        InputError: not ids of the vocabulary, or a mask of another shape.
+    """
+    if input_ids.ndim != 2 or (input_ids.size and input_ids.dtype.kind not in "iu"):
+        raise InputError(
+            f"input_ids of shape {list(input_ids.shape)} and dtype {input_ids.dtype}: pass "
+            "integers [batch, tokens]"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask of shape {list(attention_mask.shape)}: pass that of input_ids, "
+            f"{list(input_ids.shape)}"
+        )
+    mask = input_ids != text.pad_token_id if attention_mask is None else attention_mask != 0
+    strange = input_ids[mask & ((input_ids < 0) | (input_ids >= text.vocabulary_size))]
+    if strange.size:
+        raise InputError(
+            f"input_ids: {int(strange[0])} is outside 0..{text.vocabulary_size - 1}; use the "
+            "checkpoint's own tokenizer"
+        )
     return [[int(token) for token in row[keep]] for row, keep in zip(input_ids, mask)]
 
 
@@ -278,15 +298,17 @@ def padded_texts(
     Raises:
         InputError: a row is longer than the net, or than the checkpoint's positions.
     """
-    longest = max(len(row) for row in rows)
-    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
-    limit = text.maximum_positions if fixed is None else min(fixed, text.maximum_positions)
+    longest, limit = max(len(row) for row in rows), text_limit(session, text)
     if longest > limit:
-        raise InputError(
-            f"text of {longest} tokens: this artifact takes {limit}; shorten it"
-            + ("" if fixed is None else ", or build with larger shapes.text_tokens")
-        )
+        raise InputError(f"text of {longest} tokens, this artifact takes {limit}; shorten it")
+    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
     return text_rows(rows, longest if fixed is None else fixed, text.pad_token_id)
+
+
+def text_limit(session: Session, text: TextSettings) -> int:
+    """Most tokens of a text that a net takes."""
+    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
+    return text.maximum_positions if fixed is None else min(fixed, text.maximum_positions)
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:
