@@ -8,6 +8,7 @@ import warnings
 from typing import List, Optional
 
 from .cli.options import build_parser
+from .cli.reports import say
 from .errors import BlipEdgeError
 from .sessions.session import one_line
 
@@ -36,21 +37,22 @@ def main(arguments: Optional[List[str]] = None) -> int:
         sys.stdout.flush()
         return code
     except BlipEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader went away; without this, Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", sys.stderr)
         return _INTERRUPTED
-    except Exception as error:
-        if os.environ.get(_DEBUG):
+    except BaseException as error:
+        # A panic of a library in Rust is no Exception.
+        if isinstance(error, SystemExit) or os.environ.get(_DEBUG):
             raise
         kind = type(error).__name__
         advice = f"{_DEBUG}=1 shows where; please report it"
-        print(f"error: unexpected {kind}: {one_line(error)}; {advice}", file=sys.stderr)
+        say(f"error: unexpected {kind}: {one_line(error)}; {advice}", sys.stderr)
         return 1
 
 

@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
+from .cli.reports import say
 from .decoding.decoder_run import NEXT_TOKEN
 from .errors import BlipEdgeError, InputError
 from .sessions.session import Session, SessionOptions, one_line
@@ -49,7 +50,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     try:
         results = run(options.folder, options.device, options.loops)
     except BlipEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return error.exit_code
     path = options.folder / RESULTS_FILE
     try:

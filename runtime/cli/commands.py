@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from ..decoding.batching import StopSignal, Timings, fixed_batch
@@ -12,20 +14,22 @@ from ..errors import InputError
 from ..generation.settings import GenerationSettings
 from ..preprocessing.images import PreparedImage
 from ..tasks.task import Result, Task
-from .inputs import WorkItem, image_paths, work_items
+from .inputs import WorkItem, image_paths, text_lines, work_items
 from .options import generation_arguments, targets, task_arguments
-from .reports import Columns, Line, Progress, Report
+from .reports import Columns, Line, Problem, Progress, Report, say
 
 #: Images that ``--show`` draws.
 _SHOWN = 60
 _INPUT_PROBLEM = 2
 
 Loaded = Tuple[WorkItem, PreparedImage]
+Found = Union[Line, Problem]
 #: A task, loaded images, where to count time and when to stop, to the results of every image.
-Work = Callable[
-    [Any, Sequence[Loaded], Timings, Optional[StopSignal]],
-    List[List[Line]],
-]
+Work = Callable[[Any, Sequence[Loaded], Timings, Optional[StopSignal]], List[List[Found]]]
+#: The texts given for every image that a task can use, to the work on them.
+MakeWork = Callable[[List[Any]], Work]
+#: Where a text was given, and the text.
+Given = Tuple[str, Optional[str]]
 
 
 def caption(options: argparse.Namespace) -> int:
@@ -34,7 +38,8 @@ def caption(options: argparse.Namespace) -> int:
 
     generation = _generation(options)
     items = work_items(options.images, None, "", recursive=options.recursive)
-    return _run(Captioner, options, items, [], _pairs([options.prompt], generation))
+    given = [("--prompt", options.prompt)]
+    return _run(Captioner, options, items, given, lambda texts: _pairs(texts, generation))
 
 
 def answer(options: argparse.Namespace) -> int:
@@ -45,8 +50,8 @@ def answer(options: argparse.Namespace) -> int:
     if not options.question and options.csv is None:
         return _ask_interactively(options, generation)
     items = work_items(options.images, options.csv, "question", recursive=options.recursive)
-    work = _pairs(options.question, generation)
-    return _run(QuestionAnswerer, options, items, options.question, work)
+    given = [("--question", question) for question in options.question]
+    return _run(QuestionAnswerer, options, items, given, lambda texts: _pairs(texts, generation))
 
 
 def _pairs(texts: Sequence[Optional[str]], options: Dict[str, Any]) -> Work:
@@ -54,16 +59,34 @@ def _pairs(texts: Sequence[Optional[str]], options: Dict[str, Any]) -> Work:
 
     def work(
         task: Task[Any], group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
-    ) -> List[List[Line]]:
+    ) -> List[List[Found]]:
         images = [image for _, image in group]
-        asked = [[*item.texts, *texts] for item, _ in group]
-        found = task.pairs(images, asked, timings=timings, stop=stop, **options)
-        return [
-            [_line(item, text, task, result) for text, result in zip(mine, results)]
-            for (item, _), mine, results in zip(group, asked, found)
+        problems = [_problems(task, item) for item, _ in group]
+        asked = [
+            [*(text for text, bad in zip(item.texts, mine) if bad is None), *texts]
+            for (item, _), mine in zip(group, problems)
         ]
+        answers = task.pairs(images, asked, timings=timings, stop=stop, **options)
+        found: List[List[Found]] = []
+        for (item, _), mine, results in zip(group, problems, answers):
+            rest = iter(results)
+            every = [*zip(item.texts, mine), *((text, None) for text in texts)]
+            found.append([bad or _line(item, text, task, next(rest)) for text, bad in every])
+        return found
 
     return work
+
+
+def _problems(task: Task[Any], item: WorkItem) -> List[Optional[Problem]]:
+    """What is wrong with each of an item's own texts."""
+    found: List[Optional[Problem]] = []
+    for place, text in zip(item.places, item.texts):
+        try:
+            task.read_text(text)
+            found.append(None)
+        except InputError as error:
+            found.append(Problem(f"{place}: {error}", {task.asks: text}))
+    return found
 
 
 def _generation(options: argparse.Namespace) -> Dict[str, Any]:
@@ -79,21 +102,28 @@ def match(options: argparse.Namespace) -> int:
 
     if options.csv is not None:
         return _match_pairs(options)
-    texts = _texts(options)
-    top_k = len(texts) if options.top_k is None else options.top_k
-    features: Dict[Any, Any] = {}
+    items = work_items(options.images, None, "text", recursive=options.recursive)
+    given = _texts(options)
+    make_work = partial(_ranked, asked_top_k=options.top_k)
+    return _run(Matcher, options, items, given, make_work, by_score=len(given) == 1)
+
+
+def _ranked(texts: Sequence[str], asked_top_k: Optional[int]) -> Work:
+    """Work that ranks the texts for each image."""
+    top_k = len(texts) if asked_top_k is None else asked_top_k
+    features: List[Any] = []
 
     def work(
-        task: Matcher, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
-    ) -> List[List[Line]]:
-        if task not in features:
-            features[task] = task.text_features(texts, timings=timings)
+        task: Any, group: Sequence[Loaded], timings: Timings, stop: Optional[StopSignal]
+    ) -> List[List[Found]]:
+        if not features:
+            features.append(task.text_features(texts, timings=timings))
         ranking = task.rank(
             [image for _, image in group],
             texts,
             top_k=top_k,
             images_per_text=0,
-            text_features=features[task],
+            text_features=features[0],
             timings=timings,
             stop=stop,
         )
@@ -105,8 +135,7 @@ def match(options: argparse.Namespace) -> int:
             for row, (item, _) in enumerate(group)
         ]
 
-    items = work_items(options.images, None, "text", recursive=options.recursive)
-    return _run(Matcher, options, items, texts, work)
+    return work
 
 
 def _match_pairs(options: argparse.Namespace) -> int:
@@ -116,17 +145,13 @@ def _match_pairs(options: argparse.Namespace) -> int:
         raise InputError("match: --csv names the pairs; leave out --text, --texts and --top-k")
 
     items = work_items(options.images, options.csv, "text", recursive=options.recursive)
-    return _run(Matcher, options, items, [], _pairs([], {}))
+    return _run(Matcher, options, items, [], lambda texts: _pairs(texts, {}))
 
 
-def _texts(options: argparse.Namespace) -> List[str]:
-    texts = list(options.text)
+def _texts(options: argparse.Namespace) -> List[Given]:
+    texts: List[Given] = [("--text", text) for text in options.text]
     if options.texts is not None:
-        try:
-            lines = options.texts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--texts {options.texts}: cannot be read ({error})") from None
-        texts += [line.strip() for line in lines if line.strip()]
+        texts += text_lines(options.texts)
     if not texts:
         raise InputError("match: give at least one --text, a file --texts, or pairs --csv")
     return texts
@@ -137,21 +162,32 @@ def _line(
 ) -> Line:
     """One result for programs and people; a place of 0 is no rank."""
     asked = {task.asks: text} if task.asks else {}
-    rank = {"rank": place} if place else {}
-    shown = (f"#{place}  " if place else "") + result.shown
     subject = text if task.asks else None
-    fields = {**asked, **rank, **result.record()}
-    return Line(item.image, subject, task.artifacts.target, shown, fields)
+    fields = {**asked, **result.record()}
+    warning = task.read_text(text).warning
+    return Line(item.image, subject, task.artifacts.target, result.shown, fields, place, warning)
 
 
 def _run(
     kind: Any,
     options: argparse.Namespace,
     items: Sequence[WorkItem],
-    subjects: Sequence[str],
-    work: Work,
+    given: Sequence[Given],
+    make_work: MakeWork,
+    *,
+    by_score: bool = False,
 ) -> int:
+    """Works on items, and on what is given for all of them, on every target.
+
+    ``by_score`` ranks the images of all items for the one text given.
+    """
     names = targets(options)
+    if options.show is not None:
+        # Drawing needs more of Pillow than captioning does.
+        from .drawing import check_writable, draw_results
+
+        check_writable(options.show)
+    subjects = [text for _, text in given if text is not None] if kind.asks else []
     asked = [*subjects, *(text for item in items for text in item.texts)]
     paths = [item.image for item in items]
     columns = Columns.of(paths, asked, several_targets=len(names) > 1)
@@ -165,21 +201,51 @@ def _run(
         arguments = task_arguments(options, target)
         with kind.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
             left = [item for item in items if item not in bad]
+            work = make_work(_usable(task, given, left, report))
             if options.timing:
                 _warm_up(task, left, work)
             begin = time.perf_counter()
-            done = _stream(task, left, work, measured, report, bad)
+            held: Optional[List[Line]] = [] if by_score and len(left) > 1 else None
+            done = _stream(task, left, work, measured, report, bad, held)
             if done:
                 rates[target] = done / (time.perf_counter() - begin)
+            for place, line in enumerate(sorted(held or [], key=_by_score), start=1):
+                report.add(replace(line, rank=place))
+            report.begin_target()
     report.print_table()
+    report.note_cuts()
     if options.timing:
         report.print_timings(timings, rates)
     if options.show is not None:
-        # Drawing needs more of Pillow than captioning does.
-        from .drawing import draw_results
-
-        draw_results(report.lines, options.show)
+        draw_results(report.lines, options.show, options.max_pixels)
     return _INPUT_PROBLEM if report.problems else 0
+
+
+def _usable(
+    task: Task[Any], given: Sequence[Given], items: Sequence[WorkItem], report: Report
+) -> List[Optional[str]]:
+    """The texts given for all images that the task can use; the others are reported.
+
+    Raises:
+        InputError: nothing is left to work on.
+    """
+    usable, problems = [], []
+    for place, text in given:
+        try:
+            task.read_text(text)
+            usable.append(text)
+        except InputError as error:
+            problems.append((f"{place}: {error}", text))
+    if problems and not usable and not any(item.texts for item in items):
+        raise InputError(problems[0][0])
+    for message, text in problems:
+        report.problem(message, **{task.asks: text})
+    return usable
+
+
+def _by_score(line: Line) -> Tuple[float, float]:
+    probability = line.fields["probability"]
+    return (1.0 if probability is None else -probability), -line.fields["cosine"]
 
 
 def _stream(
@@ -189,12 +255,16 @@ def _stream(
     timings: Timings,
     report: Report,
     bad: Set[WorkItem],
+    held: Optional[List[Line]],
 ) -> int:
-    """Works through the items and reports them in order; returns how many images were good."""
+    """Works through the items and reports them in order; returns how many images were good.
+
+    Results are put to ``held``, if it is a list, rather than reported.
+    """
 
     stream = task.stream_batches(
         items,
-        lambda item: item.image,
+        lambda item: item.source,
         lambda group, stop: work(task, group, timings, stop),
         timings,
     )
@@ -203,7 +273,7 @@ def _stream(
     try:
         for item, outcome in stream:
             progress.clear()
-            good += _reported(item, outcome, report, bad)
+            good += _reported(item, outcome, report, bad, held)
             progress.advance()
     finally:
         progress.clear()
@@ -211,14 +281,23 @@ def _stream(
 
 
 def _reported(
-    item: WorkItem, outcome: Union[List[Line], InputError], report: Report, bad: Set[WorkItem]
+    item: WorkItem,
+    outcome: Union[List[Found], InputError],
+    report: Report,
+    bad: Set[WorkItem],
+    held: Optional[List[Line]],
 ) -> int:
     if isinstance(outcome, InputError):
         bad.add(item)
-        report.problem(item.image, str(outcome))
+        report.problem(str(outcome), image=str(item.image))
         return 0
-    for line in outcome:
-        report.add(line)
+    for found in outcome:
+        if isinstance(found, Problem):
+            report.problem(found.message, image=str(item.image), **found.fields)
+        elif held is not None:
+            held.append(found)
+        else:
+            report.add(found)
     return 1
 
 
@@ -226,7 +305,7 @@ def _warm_up(task: Task[Any], items: Sequence[WorkItem], work: Work) -> None:
     """Loading and first calls are not what a user wants to know per image."""
     for item in items:
         try:
-            prepared = task.preprocessor.prepare(item.image)
+            prepared = task.preprocessor.prepare(item.source)
         except InputError:
             continue
         # Nets with dynamic shapes prepare themselves for every new batch size.
@@ -246,20 +325,21 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
         raise InputError("vqa: --compare and --show need --question")
     report = Report(as_json=options.json)
     timings = Timings()
-    arguments = task_arguments(options, options.target)
+    (target,) = targets(options)
+    arguments = task_arguments(options, target)
     with QuestionAnswerer.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
         embeds = task.encode([paths[0]], timings=timings)
         for question in _questions():
             try:
                 result = task.answer(embeds, [question], timings=timings, **generation)[0]
             except InputError as error:
-                report.problem(paths[0], str(error))
+                report.problem(str(error), image=str(paths[0]), question=question)
                 continue
             report.add(_line(WorkItem(paths[0]), question, task, result))
             if not options.json:
-                print(result.text, flush=True)
+                say(result.text)
     if options.timing:
-        report.print_timings({options.target: timings}, {})
+        report.print_timings({target: timings}, {})
     return _INPUT_PROBLEM if report.problems else 0
 
 

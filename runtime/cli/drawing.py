@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
-from ..preprocessing.images import load_image
+from ..preprocessing.images import MAXIMUM_PIXELS, load_image
 from .reports import Line
 
 _TILE_WIDTH = 384
@@ -23,7 +23,19 @@ _BACKGROUND = (255, 255, 255)
 _INK = (20, 20, 20)
 
 
-def draw_results(lines: List[Line], path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Looks, before any work, whether a picture could be written to a file.
+
+    Raises:
+        InputError: no such folder, or no kind of picture that Pillow writes.
+    """
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"--show {path}: name a file in a folder that exists")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"--show {path}: no kind of picture; name a .png or .jpg file")
+
+
+def draw_results(lines: List[Line], path: Path, maximum_pixels: int = MAXIMUM_PIXELS) -> None:
     """Writes a picture of up to 60 images, each above what was said of it on every target.
 
     Raises:
@@ -36,7 +48,8 @@ def draw_results(lines: List[Line], path: Path) -> None:
         raise InputError(f"--show {path}: no result to draw")
     several = len({line.target for line in lines}) > 1
     tiles = [
-        _tile(image, _texts(mine, several)) for image, mine in list(by_image.items())[:_MOST_TILES]
+        _tile(load_image(image, maximum_pixels=maximum_pixels), _texts(mine, several))
+        for image, mine in list(by_image.items())[:_MOST_TILES]
     ]
     columns = min(_COLUMNS, len(tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -64,8 +77,7 @@ def _texts(lines: List[Line], several: bool) -> List[str]:
     return texts
 
 
-def _tile(path: Path, texts: List[str]) -> Image.Image:
-    image = load_image(path)
+def _tile(image: Image.Image, texts: List[str]) -> Image.Image:
     width = _TILE_WIDTH - 2 * _MARGIN
     height = max(1, round(image.height * width / image.width))
     wrapped = [part for text in texts for part in textwrap.wrap(text, _CHARACTERS) or [""]]

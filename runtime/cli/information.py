@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import textwrap
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from ..errors import ArtifactError, BackendError
 from ..files.manifests import (
@@ -18,8 +17,9 @@ from ..files.manifests import (
     component_manifests,
     read_task_manifest,
 )
+from ..files.task_file import in_one_file
 from ..tasks.artifacts import HOST_TARGETS, SIMULATOR, board_available
-from .reports import mebibytes, table
+from .reports import mebibytes, say, say_json, table
 
 
 def info(options: argparse.Namespace) -> int:
@@ -34,26 +34,27 @@ def info(options: argparse.Namespace) -> int:
         ]
         if options.target is not None and not found:
             raise ArtifactError(f"{folder}: nothing built for target '{options.target}'")
+        found = _as_loaded(found)
         for item in found:
             item.check_files(digests=options.verify_digest)
         if options.json:
             for item in found:
-                print(json.dumps(_record(item)))
+                say_json(_record(item))
             continue
         if index:
-            print()
+            say("")
         checkpoint = manifest.checkpoint
         size = manifest.dimensions
-        print(f"{manifest.pipeline}/{manifest.task}  ({folder})")
-        print(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
-        print(
+        say(f"{manifest.pipeline}/{manifest.task}  ({folder})")
+        say(f"checkpoint  {checkpoint.source}  weights sha256 {checkpoint.weights_sha256[:16]}")
+        say(
             f"model       image {manifest.image.height} x {manifest.image.width}, "
             f"{size.image_tokens} image tokens, {size.layers} text layers, {size.heads} heads of "
             f"{size.head_size}, vocabulary {manifest.text.vocabulary_size}"
         )
         print(_components(found))
         for line in [*_totals(found, options.heap_mib), "shapes", *_signatures(found)]:
-            print(line)
+            say(line)
     return 0
 
 
@@ -62,7 +63,7 @@ def devices(options: argparse.Namespace) -> int:
     rows = _onnxruntime() + _openvino() + _sail() + _simulator()
     if options.json:
         for target, device, detail in rows:
-            print(json.dumps({"target": target, "device": device, "detail": detail}))
+            say_json({"target": target, "device": device, "detail": detail})
     else:
         print(table(["target", "device", "detail"], rows))
     return 0
@@ -77,23 +78,51 @@ def _task_folders(folder: Path) -> List[Path]:
     return found
 
 
+def _sets(found: List[ComponentManifest]) -> Dict[Tuple[str, str], List[ComponentManifest]]:
+    """The components of each target and precision."""
+    sets: Dict[Tuple[str, str], List[ComponentManifest]] = {}
+    for item in found:
+        sets.setdefault((item.target, item.precision), []).append(item)
+    return sets
+
+
+def _as_loaded(found: List[ComponentManifest]) -> List[ComponentManifest]:
+    """Components in the files that the runtime loads: for a chip, a combined one if any."""
+    loaded: List[ComponentManifest] = []
+    for (target, _), items in _sets(found).items():
+        loaded += items if target in HOST_TARGETS else in_one_file(items)
+    return loaded
+
+
 def _size_bytes(item: ComponentManifest) -> int:
     return sum(record.size_bytes for record in item.runtime_files.values())
 
 
+def _costs(found: List[ComponentManifest]) -> List[Tuple[int, Optional[int]]]:
+    """Bytes of files and of device memory of each component; of a shared file, the first one's."""
+    seen: Set[Path] = set()
+    costs = []
+    for item in found:
+        sizes = {item.folder / name: one.size_bytes for name, one in item.runtime_files.items()}
+        nets = {item.folder / net.file for net in item.compiled_nets}
+        memory = None if nets <= seen else item.device_memory_bytes
+        costs.append((sum(size for path, size in sizes.items() if path not in seen), memory))
+        seen |= set(sizes)
+    return costs
+
+
 def _components(found: List[ComponentManifest]) -> str:
     rows = []
-    for item in found:
+    for item, (size_bytes, memory) in zip(found, _costs(found)):
         for index, net in enumerate(item.compiled_nets):
             first = index == 0
-            memory = item.device_memory_bytes
             rows.append(
                 [
                     item.target if first else "",
                     item.precision if first else "",
                     item.component if first else "",
                     net.name,
-                    mebibytes(_size_bytes(item)) if first else "",
+                    mebibytes(size_bytes) if first and size_bytes else "",
                     mebibytes(memory) if first and memory is not None else "",
                     "" if net.latency_ms is None else f"{net.latency_ms:.2f}",
                     _digest(item, net.file),
@@ -135,17 +164,15 @@ def _digest(item: ComponentManifest, file: str) -> str:
 
 def _totals(found: List[ComponentManifest], heap_mib: Optional[int]) -> List[str]:
     lines = []
-    groups: Dict[Tuple[str, str], List[ComponentManifest]] = {}
-    for item in found:
-        groups.setdefault((item.target, item.precision), []).append(item)
-    for (target, precision), items in groups.items():
-        total = sum(_size_bytes(item) for item in items)
+    for (target, precision), items in _sets(found).items():
+        costs = _costs(items)
+        total = sum(size_bytes for size_bytes, _ in costs)
         tools: Dict[str, str] = {}
         for item in items:
             tools.update(item.tools)
         versions = ", ".join(f"{name} {version}" for name, version in sorted(tools.items()))
         lines.append(f"{target} {precision}: {mebibytes(total)} MiB of files; tools: {versions}")
-        memory = [item.device_memory_bytes for item in items if item.device_memory_bytes]
+        memory = [memory for _, memory in costs if memory]
         if target not in HOST_TARGETS and memory:
             lines.append("  " + _heap(items[0].memory_layout_mib or {}, sum(memory), heap_mib))
     return lines

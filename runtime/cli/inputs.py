@@ -11,6 +11,8 @@ from ..errors import InputError
 from ..files.image_names import image_files
 
 _IMAGE_COLUMN = "image"
+#: What is not UTF-8 is kept as it is: the text that holds it is refused, the others are not.
+NOT_UNICODE = "surrogateescape"
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,25 @@ class WorkItem:
 
     image: Path
     texts: Tuple[str, ...] = ()
+    #: where each text was written, for messages
+    places: Tuple[str, ...] = ()
+    #: what is wrong with the row, if it names no image
+    problem: Optional[str] = None
+
+    @property
+    def source(self) -> Path:
+        """The image to work on.
+
+        Raises:
+            InputError: the row names none.
+        """
+        if self.problem is not None:
+            raise InputError(self.problem)
+        return self.image
 
 
 def image_paths(names: Sequence[str], *, recursive: bool = False) -> List[Path]:
-    """Image files, with folders and patterns replaced by the images in them, sorted by name.
+    """Image files, each once; folders and patterns are replaced by their images, sorted by name.
 
     Args:
         names: files, folders, or patterns such as ``photos/**/*.jpg``. A file that does not exist
@@ -50,7 +67,7 @@ def image_paths(names: Sequence[str], *, recursive: bool = False) -> List[Path]:
             hint = "" if recursive or not path.is_dir() else " (--recursive looks deeper)"
             raise InputError(f"{name}: no images there{hint}")
         paths += found
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 def work_items(
@@ -84,23 +101,39 @@ def _rows(table: Path, folder: Path, column: str) -> Iterator[WorkItem]:
     from ..files.csv_rows import open_csv
 
     needed = (_IMAGE_COLUMN, column)
-    file = open_csv(table, ",".join(needed))
+    file = open_csv(table, ",".join(needed), errors=NOT_UNICODE)
     missing = [name for name in needed if name not in file.columns]
     if missing:
         raise InputError(
             f"{file.place(1)}: no column '{missing[0]}'; the first line must name "
             f"{','.join(needed)}, it names {','.join(file.columns)}"
         )
-    image, texts = "", []  # type: str, List[str]
+    image, texts, places = "", [], []  # type: str, List[str], List[str]
     for line, row in file.rows():
-        empty = [name for name in needed if not row[name]]
-        if empty:
-            raise InputError(
-                f"{file.place(line)}: column '{empty[0]}' is empty; fill it or drop the row"
-            )
-        if row[_IMAGE_COLUMN] != image and texts:
-            yield WorkItem(folder / image, tuple(texts))
-            texts = []
-        image = row[_IMAGE_COLUMN]
-        texts.append(row[column])
-    yield WorkItem(folder / image, tuple(texts))
+        place = f"{table}:{line}"
+        if row[_IMAGE_COLUMN] != image:
+            if texts:
+                yield WorkItem(folder / image, tuple(texts), tuple(places))
+            image, texts, places = row[_IMAGE_COLUMN], [], []
+        if image:
+            texts.append(row[column])
+            places.append(place)
+        else:
+            problem = f"{place}: column '{_IMAGE_COLUMN}' is empty; fill it or drop the row"
+            yield WorkItem(table, (row[column],), (place,), problem)
+    if texts:
+        yield WorkItem(folder / image, tuple(texts), tuple(places))
+
+
+def text_lines(path: Path) -> List[Tuple[str, str]]:
+    """Texts of a file, one per line, each after its place; empty lines are left out.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig", errors=NOT_UNICODE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--texts {path}: cannot be read ({error})") from None
+    lines = [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), start=1)]
+    return [(place, line.strip()) for place, line in lines if line.strip()]

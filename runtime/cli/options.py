@@ -6,19 +6,41 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NoReturn, Optional
 
 from ..errors import InputError
-from ..generation.settings import GenerationSettings
+from ..files.image_names import MAXIMUM_PIXELS
+from ..generation.settings import TRUNCATED_TOKENS, GenerationSettings
 from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
-from ..tasks.artifacts import check_device, fits
+from ..tasks.artifacts import HOST_TARGETS, OPENVINO_TARGETS, check_device, fits
+from .reports import printable
 
 DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
+
+_TARGET = "openvino"
+_OPENVINO_ONLY = ("mode", "performance_hint", "cache", "no_cache")
+#: Arguments of generation that do nothing without another one.
+_NEEDED = {
+    "temperature": "do_sample",
+    "top_k": "do_sample",
+    "top_p": "do_sample",
+    "seed": "do_sample",
+    "length_penalty": "num_beams",
+    "early_stopping": "num_beams",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """What it quotes of a command line reaches a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """See ``argparse``."""
+        super().error(printable(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="blip-edge",
         description="Captions images, answers questions about them and matches them with texts, on "
         "onnxruntime, OpenVINO and SOPHON chips.",
@@ -41,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a question, asked of every image; may be repeated; without any, questions are read "
         "line by line",
     )
+    _add_truncation(answer)
     _add_generation(answer)
     _add_output(answer)
 
@@ -54,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="rank by cosine and let the matching head score only the best K (default: score all)",
     )
+    _add_truncation(match)
     _add_output(match)
 
     for name, text in (("caption", caption), ("vqa", answer), ("match", match)):
@@ -74,11 +98,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
     parser.add_argument(
         "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    parser.add_argument(
+        "--max-pixels",
+        type=_at_least_one,
+        default=MAXIMUM_PIXELS,
+        metavar="PIXELS",
+        help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
+        "(%(default)s)",
+    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -90,13 +129,22 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
         )
 
 
+def _add_truncation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help=f"cut texts after {TRUNCATED_TOKENS} tokens as BLIP's own code does, or where the "
+        "artifact takes no more (default: report longer ones)",
+    )
+
+
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("backend")
     group.add_argument(
         "--artifacts", default=DEFAULT_ARTIFACTS, help="pipeline or task folder (%(default)s)"
     )
     group.add_argument(
-        "--target", default="openvino", help="onnx, openvino or a chip, e.g. bm1684x (%(default)s)"
+        "--target", default=None, help=f"onnx, openvino or a chip, e.g. bm1684x ({_TARGET})"
     )
     group.add_argument(
         "--precision",
@@ -109,16 +157,21 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         help="OpenVINO device (CPU, GPU, NPU, AUTO; default CPU); for a chip its number or "
         "'simulator'; 'blip-edge devices' lists what there is",
     )
-    group.add_argument("--mode", choices=MODE_CHOICES, default="exact", help="OpenVINO arithmetic")
+    group.add_argument("--mode", choices=MODE_CHOICES, help="OpenVINO arithmetic (exact)")
     group.add_argument(
-        "--performance-hint", choices=PERFORMANCE_HINTS, default="latency", help="OpenVINO hint"
+        "--performance-hint", choices=PERFORMANCE_HINTS, help="OpenVINO hint (latency)"
     )
     group.add_argument(
         "--cache",
         default=None,
         help="keeps compiled OpenVINO models (the user's cache)",
     )
-    group.add_argument("--no-cache", action="store_true", help="compile OpenVINO models every time")
+    group.add_argument(
+        "--no-cache",
+        action="store_const",
+        const=True,
+        help="compile OpenVINO models every time",
+    )
     group.add_argument(
         "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
     )
@@ -144,7 +197,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation (as in HuggingFace generate)")
     for item in fields(GenerationSettings):
-        flag = "--" + item.name.replace("_", "-")
+        flag = _flag(item.name)
         if item.name == "do_sample":
             group.add_argument(flag, action="store_true", default=None)
         elif item.name == "early_stopping":
@@ -155,7 +208,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
-    """The generation arguments that were given."""
+    """The generation arguments that were given.
+
+    Raises:
+        InputError: an argument that would do nothing beside the others.
+    """
     given = {
         item.name: getattr(options, item.name)
         for item in fields(GenerationSettings)
@@ -165,7 +222,22 @@ def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
         given["early_stopping"] = {"true": True, "false": False}.get(
             given["early_stopping"], "never"
         )
+    for name in given:
+        needed = _NEEDED.get(name)
+        searches = given.get("num_beams", 1) > 1 if needed == "num_beams" else needed in given
+        if needed is not None and not searches:
+            raise _idle(name, f"without {_flag(needed)}")
+    if "max_length" in given and "max_new_tokens" in given:
+        raise _idle("max_length", "beside --max-new-tokens")
     return given
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _idle(name: str, where: str) -> InputError:
+    return InputError(f"{_flag(name)}: does nothing {where}; leave it out")
 
 
 def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
@@ -176,20 +248,42 @@ def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
         "target": target,
         "precision": options.precision,
         "device": options.device if applies else None,
-        "mode": options.mode,
-        "performance_hint": options.performance_hint,
+        "mode": options.mode or MODE_CHOICES[0],
+        "performance_hint": options.performance_hint or PERFORMANCE_HINTS[0],
         "cache_folder": False if options.no_cache else options.cache,
         "threads": options.threads,
         "batch": options.batch,
         "verify_digest": not options.no_verify_digest,
         "rehash": options.rehash,
+        "maximum_pixels": options.max_pixels,
+        "truncate": getattr(options, "truncate", False),
     }
 
 
 def targets(options: argparse.Namespace) -> List[str]:
-    """The targets to run: those to compare, or the one chosen."""
+    """The targets to run: those to compare, or the one chosen.
+
+    Raises:
+        InputError: none, or options that do nothing on any of them.
+    """
+    names = _named_targets(options)
+    for name in _OPENVINO_ONLY:
+        if getattr(options, name) is not None and not any(n in OPENVINO_TARGETS for n in names):
+            raise _idle(name, f"on {', '.join(names)}")
+    if options.threads is not None and not any(name in HOST_TARGETS for name in names):
+        raise _idle("threads", f"on {', '.join(names)}")
+    if options.no_cache and options.cache is not None:
+        raise _idle("cache", "beside --no-cache")
+    if options.rehash and options.no_verify_digest:
+        raise _idle("rehash", "beside --no-verify-digest")
+    return names
+
+
+def _named_targets(options: argparse.Namespace) -> List[str]:
     if options.compare is None:
-        return [options.target]
+        return [options.target or _TARGET]
+    if options.target is not None:
+        raise _idle("target", "beside --compare")
     names = [name.strip() for name in options.compare.split(",") if name.strip()]
     if not names:
         raise InputError("--compare: name at least one target, e.g. openvino,bm1684x")

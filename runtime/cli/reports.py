@@ -1,19 +1,30 @@
 """What the command line prints: JSON lines for programs, tables and a progress line for people.
 
-With the standard library only: boards have little else.
+With the standard library only: boards have little else. Nothing that reaches a terminal moves its
+cursor, and JSON is such that every reader takes it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, TextIO, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, TextIO, Tuple
 
 from ..decoding.batching import Timings
 
+#: Control characters, line and paragraph ends, changes of direction, and halves of characters.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BAR_CELLS = 24
+#: Characters of a text that a warning quotes.
+_QUOTED = 60
+#: Why a text was cut, and what to do.
+_CUTS = {
+    "length": "end at the length asked for; --max-new-tokens allows more",
+    "cache": "end where this artifact's cache is full; build with larger shapes.past_tokens",
+}
 #: Columns of the timing table: heading, stage, and the unit that a row of the stage counts.
 TIMING_COLUMNS = (
     ("preprocess", "preprocess"),
@@ -27,6 +38,22 @@ TIMING_COLUMNS = (
 )
 
 
+def printable(text: str) -> str:
+    """One line of text; what could move a cursor or break the line is written as an escape."""
+    return _UNSAFE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def say(text: str, stream: Optional[TextIO] = None) -> None:
+    """Prints one line, at once."""
+    print(printable(text), file=stream or sys.stdout, flush=True)
+
+
+def say_json(record: Mapping[str, Any]) -> None:
+    """Prints one JSON object; NaN and infinity, which JSON does not have, are an error."""
+    # ASCII alone: every control character is an escape, but for the last one of ASCII itself.
+    print(json.dumps(record, allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+
+
 @dataclass(frozen=True)
 class Line:
     """One result: of which image, asked what, on which target, and the fields for programs."""
@@ -35,6 +62,33 @@ class Line:
     subject: Optional[str]
     target: str
     text: str
+    fields: Dict[str, Any]
+    #: place among the results that are ranked, from 1; 0 for none
+    rank: int = 0
+    #: what its user should know of the question or text
+    warning: Optional[str] = None
+
+    @property
+    def shown(self) -> List[str]:
+        """The result for people, and its alternatives, a line each."""
+        others = [str(one["text"]) for one in self.fields.get("alternatives", [])]
+        first = f"#{self.rank}  {self.text}" if self.rank else self.text
+        return [first, *others]
+
+    def record(self) -> Dict[str, Any]:
+        """The result for programs."""
+        added: Dict[str, Any] = {"rank": self.rank} if self.rank else {}
+        if self.warning is not None:
+            added["warning"] = self.warning
+        return {"image": str(self.image), "target": self.target, **self.fields, **added}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A text that cannot be used, in the place of its result."""
+
+    message: str
+    #: what the text is called, and the text
     fields: Dict[str, Any]
 
 
@@ -57,9 +111,10 @@ class Columns:
         """The layout for these images, and the questions or texts that they are asked about."""
         different = set(images)
         short = len({path.name for path in different}) == len(different)
-        names = {path: path.name if short else str(path) for path in different}
+        names = {path: printable(path.name if short else str(path)) for path in different}
         width = max([len("image"), *map(len, names.values())])
-        return cls(names, width, max(map(len, subjects), default=0), several_targets)
+        asked = max((len(printable(subject)) for subject in subjects), default=0)
+        return cls(names, width, asked, several_targets)
 
 
 class Report:
@@ -83,26 +138,47 @@ class Report:
         self._header_printed = False
         self.lines: List[Line] = []
         self.problems = 0
-        self.images = 0
+        self._said: Set[str] = set()
+        self._said_before: Set[str] = set()
+        self._cut: Dict[str, int] = {}
 
     def add(self, line: Line) -> None:
         """Prints one result, or keeps it where results are to be grouped."""
         if self._grouped or len(self._kept | {line.image}) <= self._keep:
             self._kept.add(line.image)
             self.lines.append(line)
+        finished = line.fields.get("finished", "end")
+        self._cut[finished] = self._cut.get(finished, 0) + 1
+        if line.warning is not None:
+            warning = f"warning: {line.warning}: {(line.subject or '')[:_QUOTED]}"
+            if warning not in self._said:
+                self._said.add(warning)
+                say(warning, sys.stderr)
         if self._as_json:
-            record = {"image": str(line.image), "target": line.target, **line.fields}
-            print(json.dumps(record), flush=True)
+            say_json(line.record())
         elif self._columns is not None and not self._grouped:
             self._print_row(line, self._columns)
 
-    def problem(self, image: Path, message: str) -> None:
-        """Reports an input that is skipped."""
+    def problem(self, message: str, **fields: Any) -> None:
+        """Reports an input that is skipped; ``fields`` tell programs which one."""
         self.problems += 1
+        self._said.add(message)
+        if message in self._said_before:
+            return
         if self._as_json:
-            print(json.dumps({"image": str(image), "error": message}), flush=True)
+            say_json({**fields, "error": message})
         else:
-            print(f"error: {message} (skipped)", file=sys.stderr, flush=True)
+            say(f"error: {message} (skipped)", sys.stderr)
+
+    def begin_target(self) -> None:
+        """From now on results are of another target: what was wrong before is not said again."""
+        self._said_before |= self._said
+
+    def note_cuts(self) -> None:
+        """Says how many texts do not end by themselves; JSON says it of each."""
+        for why, cure in _CUTS.items():
+            if self._cut.get(why) and not self._as_json:
+                say(f"note: {self._cut[why]} of {sum(self._cut.values())} texts {cure}", sys.stderr)
 
     def _print_row(self, line: Line, columns: Columns) -> None:
         """A row of a table that is printed before all of it is known."""
@@ -113,10 +189,11 @@ class Report:
             cells.append(line.subject or "")
         if not self._header_printed:
             heads = ["image", "asked"][: len(widths)]
-            print(_row(heads, widths, "result"))
-            print(_row(["-" * width for width in widths], widths, "-" * len("result")))
+            say(_row(heads, widths, "result"))
+            say(_row(["-" * width for width in widths], widths, "-" * len("result")))
             self._header_printed = True
-        print(_row(cells, widths, line.text), flush=True)
+        for text in line.shown:
+            say(_row(cells, widths, text))
 
     def print_table(self) -> None:
         """Prints the results of several targets for people, grouped by image."""
@@ -132,9 +209,10 @@ class Report:
                 columns.names.get(line.image, str(line.image)),
                 *([line.subject or ""] if asked else []),
                 line.target,
-                line.text,
+                text,
             ]
             for line in sorted(self.lines, key=lambda line: place[line.image, line.subject])
+            for text in line.shown
         ]
         header = ["image", *(["asked"] if asked else []), "target", "result"]
         print(table(header, rows), flush=True)
@@ -159,7 +237,7 @@ class Report:
                 record: Dict[str, Any] = {"target": target, "timing_ms": stages}
                 if target in rates:
                     record["images_per_s"] = round(rates[target], 3)
-                print(json.dumps(record), flush=True)
+                say_json(record)
             return
         rows = [
             [
@@ -174,13 +252,13 @@ class Report:
 
 
 def _row(cells: Sequence[str], widths: Sequence[int], last: str) -> str:
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    padded = [printable(cell).ljust(width) for cell, width in zip(cells, widths)]
     return "  ".join([*padded, last])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned under a header; numbers to the right."""
-    cells = [list(header), *[list(row) for row in rows]]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     right = [bool(rows) and all(_is_number(row[c]) for row in rows) for c in range(len(header))]
     lines: List[str] = []
@@ -213,7 +291,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, stream: Optional[TextIO] = None) -> None:
         self._total = total
-        self._label = label
+        self._label = printable(label)
         self._stream = stream or sys.stderr
         self._shown = total > 1 and self._stream.isatty()
         self._done = 0

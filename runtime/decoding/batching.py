@@ -147,6 +147,16 @@ def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
+def run_finite(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
+    """What a net makes of ``feeds``.
+
+    Raises:
+        BackendError: an output is NaN or infinite.
+    """
+    outputs = session.run(feeds, net=net)
+    return {name: session.finite(name, array) for name, array in outputs.items()}
+
+
 def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> ArrayDict:
     """Runs a net on any number of rows; every input's first axis counts rows.
 
@@ -159,7 +169,7 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
     if batch is None:
         return _run_dynamic(session, feeds, net)
     if batch == rows and not chosen.variants:
-        return session.run(feeds, net=net)
+        return run_finite(session, feeds, net)
     parts: List[ArrayDict] = []
     start = 0
     for count in row_groups(rows, chosen.lengths("batch") or (batch,)):
@@ -176,11 +186,9 @@ def _run_dynamic(session: Session, feeds: ArrayDict, net: Optional[str]) -> Arra
     """Runs a net of a dynamic batch, in as many calls as the session wants."""
     rows, most = len(next(iter(feeds.values()))), session.rows_per_call(session.net(net))
     if most is None or rows <= most:
-        return session.run(feeds, net=net)
-    parts = [
-        session.run({name: array[start : start + most] for name, array in feeds.items()}, net=net)
-        for start in range(0, rows, most)
-    ]
+        return run_finite(session, feeds, net)
+    cuts = [slice(start, start + most) for start in range(0, rows, most)]
+    parts = [run_finite(session, {name: a[cut] for name, a in feeds.items()}, net) for cut in cuts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -201,12 +209,12 @@ def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
     """Runs a net on texts cut to the shortest length that holds them; outputs as without that."""
     mask = feeds.get("attention_mask")
     if mask is None or len(net.lengths("text_tokens")) < 2:
-        return session.run(feeds, net=net.name)
+        return run_finite(session, feeds, net.name)
     full = mask.shape[1]
     real = int(np.max(np.nonzero(mask.any(axis=0))[0], initial=0)) + 1
     length = net.smallest(text_tokens=real).axes["text_tokens"]
     cut = {name: a[:, :length] if name in _TEXTS else a for name, a in feeds.items()}
-    outputs = session.run(cut, net=net.name)
+    outputs = run_finite(session, cut, net.name)
     padding = ((0, 0), (0, full - length), (0, 0))
     return {
         # What stands for padding is masked wherever it goes.
@@ -243,10 +251,30 @@ def like_input(array: np.ndarray, example: Any) -> Any:
 
 
 def ragged(
-    input_ids: np.ndarray, attention_mask: Optional[np.ndarray], pad_token_id: int
+    input_ids: np.ndarray, attention_mask: Optional[np.ndarray], text: TextSettings
 ) -> List[List[int]]:
-    """Rows of real tokens from padded ids ``[batch, tokens]``, padded on either side."""
-    mask = input_ids != pad_token_id if attention_mask is None else attention_mask != 0
+    """Rows of real tokens from padded ids ``[batch, tokens]``, padded on either side.
+
+    Raises:
+        InputError: not ids of the vocabulary, or a mask of another shape.
+    """
+    if input_ids.ndim != 2 or (input_ids.size and input_ids.dtype.kind not in "iu"):
+        raise InputError(
+            f"input_ids of shape {list(input_ids.shape)} and dtype {input_ids.dtype}: pass "
+            "integers [batch, tokens]"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask of shape {list(attention_mask.shape)}: pass that of input_ids, "
+            f"{list(input_ids.shape)}"
+        )
+    mask = input_ids != text.pad_token_id if attention_mask is None else attention_mask != 0
+    strange = input_ids[mask & ((input_ids < 0) | (input_ids >= text.vocabulary_size))]
+    if strange.size:
+        raise InputError(
+            f"input_ids: {int(strange[0])} is outside 0..{text.vocabulary_size - 1}; use the "
+            "checkpoint's own tokenizer"
+        )
     return [[int(token) for token in row[keep]] for row, keep in zip(input_ids, mask)]
 
 
@@ -270,15 +298,17 @@ def padded_texts(
     Raises:
         InputError: a row is longer than the net, or than the checkpoint's positions.
     """
-    longest = max(len(row) for row in rows)
-    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
-    limit = text.maximum_positions if fixed is None else min(fixed, text.maximum_positions)
+    longest, limit = max(len(row) for row in rows), text_limit(session, text)
     if longest > limit:
-        raise InputError(
-            f"text of {longest} tokens: this artifact takes {limit}; shorten it"
-            + ("" if fixed is None else ", or build with larger shapes.text_tokens")
-        )
+        raise InputError(f"text of {longest} tokens, this artifact takes {limit}; shorten it")
+    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
     return text_rows(rows, longest if fixed is None else fixed, text.pad_token_id)
+
+
+def text_limit(session: Session, text: TextSettings) -> int:
+    """Most tokens of a text that a net takes."""
+    fixed = fixed_length(session.manifest.nets[0], "attention_mask")
+    return text.maximum_positions if fixed is None else min(fixed, text.maximum_positions)
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

@@ -242,14 +242,14 @@ class DeviceRun(DecoderRun):
             session.process(net, inputs, outputs)
             self._append(rows, outputs, length, len(tokens[0]))
             if self.tokens_suffice and NEXT_TOKEN in outputs:
-                session.checked_logits(self._read(net, outputs, NEXT_LOGIT))
+                self._read(net, outputs, NEXT_LOGIT)
                 return tokens_of(self._read(net, outputs, NEXT_TOKEN))
-            return session.checked_logits(self._read(net, outputs, "logits"))
+            return self._read(net, outputs, "logits")
 
     def _read(self, net: Net, outputs: Mapping[str, Any], name: str) -> np.ndarray:
         spec = net.output(name)
         assert spec is not None  # noqa: S101 - process has used it
-        return self._session.read(outputs[name], spec)
+        return self._session.finite(name, self._session.read(outputs[name], spec))
 
     def _append(self, rows: _Rows, outputs: Mapping[str, Any], length: int, tokens: int) -> None:
         slots = self._slots_of(rows)

@@ -11,7 +11,7 @@ from ..errors import ArtifactError
 from ..files.manifests import Dimensions, Net
 from ..sessions.session import Arrays, DecoderRun, Session
 from .batching import CROSS_MASK as CROSS_MASK
-from .batching import ArrayDict, consecutive, row_groups, run_rows
+from .batching import ArrayDict, consecutive, row_groups, run_finite, run_rows
 from .batching import additive as additive
 from .caches import FixedCache, GrowingCache
 
@@ -123,9 +123,9 @@ class GrowingRun(DecoderRun):
         feeds.update(self._selected.arrays)
         if self._wants_mask:
             feeds[CROSS_MASK] = cross_mask(self._selected, ids.shape[1])
-        outputs = self._session.run(feeds)
+        outputs = run_finite(self._session, feeds)
         self._cache.append(outputs)
-        return self._session.checked_logits(outputs["logits"])
+        return outputs["logits"]
 
 
 def _places(wanted: np.ndarray, contexts: np.ndarray) -> Optional[np.ndarray]:
@@ -198,12 +198,11 @@ class FixedRun(DecoderRun):
         feeds.update(context.arrays)
         if net.input(CROSS_MASK) is not None:
             feeds[CROSS_MASK] = cross_mask(context, length)
-        outputs = self._session.run(feeds, net=net.name)
+        outputs = run_finite(self._session, feeds, net.name)
         self._cache.append(rows, outputs, len(tokens[0]))
         if self.tokens_suffice and NEXT_TOKEN in outputs:
-            self._session.checked_logits(outputs[NEXT_LOGIT])
             return tokens_of(outputs[NEXT_TOKEN])
-        return self._session.checked_logits(outputs["logits"])
+        return outputs["logits"]
 
 
 def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:

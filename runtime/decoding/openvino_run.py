@@ -164,7 +164,7 @@ class StatefulRun(DecoderRun):
             self._fresh = False
         self._session.infer(self._request, feeds)
         logits = np.array(self._request.get_tensor("logits").data)
-        checked = self._session.checked_logits(logits)
+        checked = self._session.finite("logits", logits)
         return checked if len(self._live) == self._grid else checked[self._live]
 
     def _encoder_mask(self) -> np.ndarray:

@@ -55,7 +55,9 @@ class CsvFile:
             raise InputError(f"{self.name}: is empty; write lines below the first one")
 
 
-def open_csv(path: Path, needed: str, name: Optional[str] = None) -> CsvFile:
+def open_csv(
+    path: Path, needed: str, name: Optional[str] = None, errors: str = "strict"
+) -> CsvFile:
     """Reads a CSV file's text and first line.
 
     UTF-8 with or without a byte order mark; any line ends; column names in any case.
@@ -64,12 +66,13 @@ def open_csv(path: Path, needed: str, name: Optional[str] = None) -> CsvFile:
         path: the file.
         needed: the columns that it should have, for messages.
         name: what messages call the file; its path if None.
+        errors: what becomes of bytes that are not UTF-8, as in ``bytes.decode``.
 
     Raises:
         InputError: missing, not UTF-8, empty, separated by something else, or a column named twice.
     """
     where = str(path) if name is None else name
-    text = _text(path, where)
+    text = _text(path, where, errors)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = tuple(column.strip().lower() for column in next(reader, []))
@@ -91,14 +94,14 @@ def open_csv(path: Path, needed: str, name: Optional[str] = None) -> CsvFile:
     return CsvFile(where, columns, text)
 
 
-def _text(path: Path, where: str) -> str:
+def _text(path: Path, where: str, errors: str) -> str:
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where}: cannot be read ({reason}); name a CSV file") from None
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(

@@ -30,6 +30,8 @@ class Sequence:
     token_ids: "np.ndarray"
     #: length-normalised log-probability (beam search), or None
     score: Optional[float] = None
+    #: ``end``, ``length`` or ``cache``: the end token, the length asked for, the decoder's capacity
+    finished: str = "end"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Limits:
     longest: int
     shortest: int
     end_token_id: int
+    #: what sets ``longest``: ``length`` or ``cache``
+    bound: str = "length"
+
+    def finished(self, tokens: Many[int]) -> str:
+        """Why a sequence ends where it does."""
+        return "end" if tokens[-1] == self.end_token_id else self.bound
 
 
 class Search(ABC):
@@ -102,7 +110,8 @@ class SingleSearch(Search):
 
     def results(self) -> List[Sequence]:
         """See ``Search``."""
-        return [Sequence(np.array(self._tokens, dtype=np.int64))]
+        tokens = np.array(self._tokens, dtype=np.int64)
+        return [Sequence(tokens, finished=self._limits.finished(self._tokens))]
 
 
 class BeamSearch(Search):
@@ -198,7 +207,10 @@ class BeamSearch(Search):
     def results(self) -> List[Sequence]:
         """See ``Search``."""
         wanted = self._found[: self._settings.num_return_sequences]
-        return [Sequence(tokens, float(score)) for score, _, tokens in wanted]
+        return [
+            Sequence(tokens, float(score), self._limits.finished(tokens.tolist()))
+            for score, _, tokens in wanted
+        ]
 
 
 def start_search(
@@ -331,10 +343,10 @@ def _limits(
     prompt_tokens: int, settings: GenerationSettings, manifest: TaskManifest, session: Session
 ) -> Limits:
     text = manifest.text
-    longest, shortest = settings.lengths(
-        prompt_tokens, text.maximum_positions, session.capacity(text.maximum_positions)
-    )
-    return Limits(longest=longest, shortest=shortest, end_token_id=text.end_token_id)
+    capacity = session.capacity(text.maximum_positions)
+    longest, shortest = settings.lengths(prompt_tokens, text.maximum_positions, capacity)
+    bound = "cache" if longest > capacity else "length"
+    return Limits(min(longest, capacity), shortest, text.end_token_id, bound)
 
 
 def padded_sequences(

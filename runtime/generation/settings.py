@@ -12,6 +12,9 @@ from ..files.number_formats import softmax
 
 #: New tokens when neither max_length nor max_new_tokens is given, as in HuggingFace.
 DEFAULT_NEW_TOKENS = 20
+#: Tokens of a question or description, the first and last one included, after which BLIP's own
+#: code cuts it.
+TRUNCATED_TOKENS = 35
 _NEVER = np.float32(-np.inf)
 
 
@@ -82,12 +85,12 @@ class GenerationSettings:
             )
 
     def lengths(self, prompt_tokens: int, maximum_positions: int, capacity: int) -> Tuple[int, int]:
-        """Largest and smallest total length in tokens for one prompt.
+        """Largest and smallest total length in tokens asked for, for one prompt.
 
         Args:
             prompt_tokens: length of the prompt, start token included.
             maximum_positions: positions the checkpoint knows.
-            capacity: longest sequence the decoder can produce; generation stops there in any case.
+            capacity: longest sequence the decoder can produce.
 
         Raises:
             InputError: the prompt leaves no room.
@@ -110,7 +113,7 @@ class GenerationSettings:
         shortest = self.min_length or 0
         if self.min_new_tokens:
             shortest = max(shortest, prompt_tokens + self.min_new_tokens)
-        return min(longest, capacity), shortest
+        return longest, shortest
 
 
 _WHOLE_NUMBERS = {

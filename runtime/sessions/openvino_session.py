@@ -6,6 +6,7 @@ import queue
 import weakref
 from contextlib import contextmanager
 from typing import (
+    TYPE_CHECKING,
     Any,
     Dict,
     Iterator,
@@ -35,6 +36,9 @@ from .openvino_models import (
 )
 from .openvino_models import shared_core as shared_core
 from .session import Arrays, DecoderRun, Session
+
+if TYPE_CHECKING:
+    from ..decoding.openvino_run import ReadyCrossStates
 
 #: Batches at a time; each one holds its own intermediate tensors.
 _MOST_REQUESTS = 4
@@ -197,7 +201,7 @@ class OpenVinoSession(Session):
 
         most, rows = self.rows_per_call(net), len(next(iter(feeds.values())))
         if most is not None and rows > most:
-            return ReadyCrossStates(self._gathered(net, feeds, rows, most), mask)
+            return self._all_finite(ReadyCrossStates(self._gathered(net, feeds, rows, most), mask))
         self.load()
         tensors = self._tensors(net, self._convert(net, feeds))
         request = self.borrow(net)
@@ -209,6 +213,11 @@ class OpenVinoSession(Session):
         made = {name: request.get_tensor(port) for name, port in _passed_on(net).items()}
         states = ReadyCrossStates(made, mask)
         weakref.finalize(states, self.give_back, net, request)
+        return self._all_finite(states)
+
+    def _all_finite(self, states: "ReadyCrossStates") -> "ReadyCrossStates":
+        for name, tensor in states.tensors.items():
+            self.finite(name, raw(tensor))
         return states
 
     def start_run(self, dimensions: Dimensions, cross: Any) -> DecoderRun:

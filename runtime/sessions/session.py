@@ -207,7 +207,7 @@ class Session(ABC):
             self._loaded = True
 
     def run(self, feeds: Arrays, net: Optional[str] = None) -> ArrayDict:
-        """Runs one net.
+        """Runs one net; its outputs may hold anything (``finite``).
 
         Args:
             feeds: contract name to array; names that the net does not take are ignored. Dtypes are
@@ -259,20 +259,29 @@ class Session(ABC):
         most = maximum_positions + 1
         return min(slots + 2, most) if isinstance(slots, int) else most
 
-    def checked_logits(self, logits: np.ndarray) -> np.ndarray:
-        """The logits of a call as float32.
+    def finite(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An output of a call, half precision as float32: the one place that looks for overflow.
 
         Raises:
-            BackendError: they are not finite, as after a half-precision overflow.
+            BackendError: a value is NaN or infinite.
         """
-        logits = widened(logits)
-        if not np.isfinite(logits.sum()):
-            manifest = self.manifest
-            raise BackendError(
-                f"{manifest.component} on {manifest.target} {manifest.precision}: logits are not "
-                "finite; use a wider precision (f32, bf16) or --mode exact"
-            )
-        return logits
+        array = widened(array)
+        if array.dtype.kind != "f":
+            return array
+        with np.errstate(all="ignore"):
+            total = array.sum()
+        # The sum of finite values may overflow itself.
+        if not np.isfinite(total) and not np.isfinite(array).all():
+            raise BackendError(f"{self._title}: {name} is not finite; {self._cure_of_overflow()}")
+        return array
+
+    def _cure_of_overflow(self) -> str:
+        precision = self.manifest.built_as or self.manifest.precision
+        if self.manifest.target.startswith("openvino") and self.options.mode != "exact":
+            return "numbers beyond the device's half precision overflow: use --mode exact"
+        if precision.endswith("f16") and not precision.endswith("bf16"):
+            return "numbers beyond f16 overflow: build bf16 or f32"
+        return "'python -m verify' names the artifact at fault: build that one again, or in f32"
 
     @contextmanager
     def in_backend(self) -> Iterator[None]:
@@ -350,6 +359,11 @@ class Session(ABC):
             self._tables[lookup.table] = np.load(str(path), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path}: not a table ({one_line(error)}); rebuild it") from None
+
+    @property
+    def _title(self) -> str:
+        manifest = self.manifest
+        return f"{manifest.component} on {manifest.target} {manifest.precision}"
 
     def _label(self, net: Net) -> str:
         return f"{self.manifest.component} on {self.manifest.target} ({net.name})"

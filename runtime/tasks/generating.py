@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Generic, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..generation.generate import OnToken, generate, padded_sequences
 from ..generation.generate import Sequence as TokenSequence
 from ..generation.settings import GenerationSettings
 from ..preprocessing.images import ImageSource
+from ..preprocessing.processor import PromptReader, TextReader
 from .task import Result, Task, check_pairs
 
 Tokens = Sequence[Sequence[int]]
@@ -29,6 +31,8 @@ class Generated(Result):
     score: Optional[float] = None
     #: the other sequences asked for with ``num_return_sequences``, best first
     alternatives: Tuple["Generated", ...] = ()
+    #: why it ends: ``end`` by itself, ``length`` as asked for, ``cache`` as the artifact is full
+    finished: str = "end"
 
     @property
     def shown(self) -> str:
@@ -37,14 +41,16 @@ class Generated(Result):
 
     def record(self) -> Dict[str, Any]:
         """See ``Result``."""
-        fields: Dict[str, Any] = {"text": self.text, "token_ids": list(self.token_ids)}
-        if self.score is not None:
+        fields: Dict[str, Any] = {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finished": self.finished,
+        }
+        # A search that had nothing possible left scores minus infinity, which JSON does not have.
+        if self.score is not None and math.isfinite(self.score):
             fields["score"] = self.score
         if self.alternatives:
-            fields["alternatives"] = [
-                {"text": one.text, "token_ids": list(one.token_ids), "score": one.score}
-                for one in self.alternatives
-            ]
+            fields["alternatives"] = [one.record() for one in self.alternatives]
         return fields
 
 
@@ -99,11 +105,11 @@ class GeneratingTask(Task[Text], Generic[Text]):
             a numpy array, or a torch tensor if ``pixel_values`` is one.
         """
         settings = GenerationSettings.from_arguments(**generate_kwargs)
-        pixels = as_numpy(pixel_values).astype(np.float32, copy=False)
+        pixels = self._pixels(pixel_values)
         rows: List[List[int]] = [[] for _ in pixels]
         if input_ids is not None:
             mask = None if attention_mask is None else as_numpy(attention_mask)
-            rows = ragged(as_numpy(input_ids), mask, self.manifest.text.pad_token_id)
+            rows = ragged(as_numpy(input_ids), mask, self.manifest.text)
         if len(rows) != len(pixels):
             raise InputError(
                 f"input_ids: {len(rows)} rows for {len(pixels)} images; pass one per image"
@@ -113,6 +119,20 @@ class GeneratingTask(Task[Text], Generic[Text]):
             picked = slice(part[0], part[-1] + 1)
             found += self._sequences(pixels[picked], rows[picked], settings, timings)
         return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
+
+    def _pixels(self, pixel_values: Any) -> np.ndarray:
+        """Images from outside as ``[batch, 3, height, width]`` float32."""
+        image, pixels = self.manifest.image, as_numpy(pixel_values)
+        wanted = (3, image.height, image.width)
+        if pixels.shape[1:] != wanted or not len(pixels) or pixels.dtype.kind not in "fiu":
+            raise InputError(
+                f"pixel_values of shape {list(pixels.shape)} and dtype {pixels.dtype}: pass floats "
+                f"[images, {', '.join(map(str, wanted))}] of at least one image"
+            )
+        pixels = pixels.astype(np.float32, copy=False)
+        if not np.isfinite(pixels).all():
+            raise InputError("pixel_values: not finite; pass what the image processor makes")
+        return pixels
 
     def _generate(
         self,
@@ -143,13 +163,13 @@ class GeneratingTask(Task[Text], Generic[Text]):
         )
 
     def _result(self, sequences: List[TokenSequence]) -> Text:
-        best, *others = [
-            (tuple(int(token) for token in sequence.token_ids), sequence.score)
-            for sequence in sequences
-        ]
-        decode = self.tokenizer.decode
-        alternatives = tuple(self.result(decode(ids), ids, score) for ids, score in others)
-        return self.result(decode(best[0]), best[0], best[1], alternatives)
+        best, *others = [self._found(sequence) for sequence in sequences]
+        return replace(best, alternatives=tuple(others))
+
+    def _found(self, sequence: TokenSequence) -> Text:
+        ids = tuple(int(token) for token in sequence.token_ids)
+        text = self.tokenizer.decode(ids)
+        return self.result(text, ids, sequence.score, finished=sequence.finished)
 
 
 class Captioner(GeneratingTask[Caption]):
@@ -187,7 +207,7 @@ class Captioner(GeneratingTask[Caption]):
         settings = GenerationSettings.from_arguments(**generation)
         check_pairs(images, texts, "prompts")
         sources = [image for image, mine in zip(images, texts) for _ in mine]
-        prompts = [self.tokenizer.prompt(text) for mine in texts for text in mine]
+        prompts = [self.read_text.tokens(text) for mine in texts for text in mine]
         captions: List[Caption] = []
         for part in chunks(range(len(prompts)), self.images_at_once()):
             picked = slice(part[0], part[-1] + 1)
@@ -207,6 +227,14 @@ class Captioner(GeneratingTask[Caption]):
         return [[next(rest) for _ in mine] for mine in texts]
 
     generate_caption = GeneratingTask.generate
+
+    def _reader(self, truncate: bool) -> TextReader:  # noqa: ARG002 - a prompt is cut by nobody
+        """See ``Task``."""
+        return PromptReader(self.tokenizer, "prompt", self._text_limit)
+
+    def _text_limit(self) -> int:
+        # One token at least is to follow.
+        return self.session("text_decoder").capacity(self.manifest.text.maximum_positions) - 1
 
     def encode_image(
         self,
@@ -315,7 +343,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
             InputError: a question or argument that cannot be used.
         """
         settings = GenerationSettings.from_arguments(**generation)
-        ids = [self.tokenizer.question(question) for question in questions]
+        ids = [self.read_text.tokens(question) for question in questions]
         which = [0] * len(ids) if images is None else list(images)
         found = self._answer(image_embeds, which, ids, settings, on_token, timings, stop)
         return [self._result(sequences) for sequences in found]

@@ -188,7 +188,8 @@ class Matcher(Task[Match]):
     ) -> np.ndarray:
         """Contrastive features ``[texts, features]`` of unit length."""
         # Contrastive features start with [CLS] whatever the matching head was trained with.
-        rows = [self.tokenizer.encode(text) for text in texts]
+        first = self.manifest.text.cls_token_id
+        rows = [[first, *self.read_text.tokens(text)[1:]] for text in texts]
         component = "text_encoder_unimodal"
         with stage(component, len(texts), timings, stop):
             parts = [
@@ -207,7 +208,7 @@ class Matcher(Task[Match]):
         stop: Optional[StopSignal] = None,
     ) -> np.ndarray:
         """The matching head's logits ``[texts, 2]`` of ``texts[i]`` with image ``images[i]``."""
-        rows = [self.tokenizer.question(text) for text in texts]
+        rows = [self.read_text.tokens(text) for text in texts]
         parts = []
         with stage("text_encoder", len(texts), timings, stop):
             for part in chunks(range(len(rows)), self.images_at_once()):

@@ -31,12 +31,13 @@ from ..decoding.batching import (
     padded_texts,
     run_rows,
     stage,
+    text_limit,
 )
 from ..errors import ArtifactError, InputError
 from ..files.manifests import TaskManifest
 from ..files.user_cache import cache_root
-from ..preprocessing.images import ImageSource, PreparedImage
-from ..preprocessing.processor import ImagePreprocessor, TextTokenizer
+from ..preprocessing.images import MAXIMUM_PIXELS, ImageSource, PreparedImage
+from ..preprocessing.processor import ImagePreprocessor, TextReader, TextTokenizer
 from ..sessions.session import Session, SessionOptions, resolved_mode
 from .artifacts import Artifacts
 from .streaming import Stream
@@ -72,13 +73,20 @@ class Task(ABC, Generic[Found]):
     #: whether results are generated, so that ``GenerationSettings`` apply
     generates = False
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        *,
+        truncate: bool = False,
+        maximum_pixels: int = MAXIMUM_PIXELS,
+    ) -> None:
         self.artifacts = artifacts
         self.manifest: TaskManifest = artifacts.manifest
         if _TOKENIZER not in self.manifest.files:
             raise ArtifactError(f"{self.manifest.path}: files: no {_TOKENIZER}; export it again")
-        self.preprocessor = ImagePreprocessor(self.manifest.image)
+        self.preprocessor = ImagePreprocessor(self.manifest.image, maximum_pixels)
         self.tokenizer = TextTokenizer(self.manifest.folder / _TOKENIZER, self.manifest.text)
+        self.read_text = self._reader(truncate)
 
     @classmethod
     def from_artifacts(
@@ -96,6 +104,8 @@ class Task(ABC, Generic[Found]):
         verify_digest: bool = True,
         rehash: bool = False,
         load_ahead: bool = False,
+        truncate: bool = False,
+        maximum_pixels: int = MAXIMUM_PIXELS,
     ) -> AnyTask:
         """Opens the task's artifacts; nets are loaded when first used.
 
@@ -114,6 +124,9 @@ class Task(ABC, Generic[Found]):
             verify_digest: compare files with the manifest's SHA-256 before loading them.
             load_ahead: start to load every net now, in a thread, rather than when first used.
             rehash: compare even large files that were compared before and have not changed since.
+            truncate: cut questions and descriptions after 35 tokens, as BLIP's own code does, or
+                where the artifact takes no more; otherwise longer ones are refused.
+            maximum_pixels: larger images are refused; each takes up to 8 bytes per pixel.
 
         Raises:
             ArtifactError: missing, damaged or too new artifacts.
@@ -135,7 +148,14 @@ class Task(ABC, Generic[Found]):
         )
         if load_ahead:
             opened.load_ahead()
-        return cls(opened)
+        return cls(opened, truncate=truncate, maximum_pixels=maximum_pixels)
+
+    def _reader(self, truncate: bool) -> TextReader:
+        """Reads the task's texts."""
+        return TextReader(self.tokenizer, self.asks, self._text_limit, truncate=truncate)
+
+    def _text_limit(self) -> int:
+        return text_limit(self.session("text_encoder"), self.manifest.text)
 
     def session(self, component: str) -> Session:
         """The session of one of the task's components."""
@@ -284,6 +304,7 @@ class Task(ABC, Generic[Found]):
             return self.ask(prepared, text, timings=timings, stop=stop, **options)
 
         self.pairs([], [], **options)
+        self.read_text(text)
         return self.stream_batches(images, lambda image: image, work, timings)
 
     def stream_batches(
