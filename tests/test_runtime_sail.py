@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.scenes import draw, questions, scenes
 from runtime import Captioner, Matcher, QuestionAnswerer
+from runtime.cli.information import _tensor_bytes
 from runtime.errors import BackendError
 from runtime.files.manifests import TensorSpec, read_component_manifest
 from runtime.files.number_formats import widened
@@ -157,6 +158,9 @@ def test_tensors_of_one_image_serve_the_next(reference_artifacts: Path, sail):
         used = sail.MEMORY.used
         captioner(IMAGES[1])
         assert sail.MEMORY.used == used > 0
+        components = ("vision_encoder", "cross_key_values", "text_decoder")
+        told = sum(_tensor_bytes(captioner.session(name).manifest) for name in components)
+        assert sail.MEMORY.peak == pytest.approx(told, rel=0.1), "what info adds to the nets' own"
 
 
 def test_the_oldest_release_is_named(reference_artifacts: Path, sail, capsys, monkeypatch):

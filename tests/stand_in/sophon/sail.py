@@ -62,9 +62,11 @@ class Memory:
 
     def __init__(self) -> None:
         self.used = 0
+        self.peak = 0
 
     def change(self, size: int) -> None:
         self.used += size
+        self.peak = max(self.peak, self.used)
 
 
 class Faults:
