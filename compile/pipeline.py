@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rich.markup import escape
 
 from compile.backend import (
     BUDGET_BYTES,
@@ -165,7 +167,20 @@ def _build(one: _Planned, progress: Steps, *, force: bool) -> Built:
     for other in one.plan.supersedes:
         discard(other)
     progress.done(None if built.reused else _line(job, built.manifest))
+    if not built.reused:
+        for warning in overtaken(job.name, built.manifest):
+            messages.print(f"[yellow]warning[/] {escape(warning)}")
     return built
+
+
+def overtaken(name: str, manifest: ComponentManifest) -> Iterator[str]:
+    """Shapes that cost memory and bring no time, by the compiler's estimate."""
+    for net in manifest.nets:
+        for shape, faster in net.overtaken():
+            yield (
+                f"{name}: {shape.name} ({shape.latency_ms:g} ms) is not faster than {faster.name} "
+                f"({faster.latency_ms:g} ms), which takes its calls; drop it from shapes.variants"
+            )
 
 
 def _line(job: Job, manifest: ComponentManifest) -> str:

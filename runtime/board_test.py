@@ -2,7 +2,7 @@
 
 The folder comes from ``make board-test``: artifacts, recorded inputs, the outputs that the exported
 graphs gave for them, and whole answers. This program runs everything through the runtime's own
-sessions, times each net, and writes ``results.json``, which the machine that made the folder
+sessions, times each net alone, and writes ``results.json``, which the machine that made the folder
 judges: ``python -m verify --from-board results.json``.
 """
 
@@ -11,32 +11,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
-import shutil
-import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
+from .board_times import bmrt_test, net_times
 from .cli.reports import say
 from .decoding.decoder_run import NEXT_TOKEN
 from .errors import BlipEdgeError, InputError
-from .sessions.session import Session, SessionOptions, one_line
+from .sessions.session import Session, SessionOptions
 from .tasks.artifacts import SIMULATOR, Artifacts
 from .tasks.registry import TASKS
 
 BUNDLE_FILE = "bundle.json"
 RESULTS_FILE = "results.json"
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 #: What the verdict needs of an answer.
 _JUDGED = ("token_ids", "probability", "cosine")
-#: Where the SDK puts its command-line tools.
-_TOOLS = "/opt/sophon/libsophon-current/bin"
-#: What ``bmrt_test`` prints per net.
-_CALCULATED = re.compile(r"calculate\s+time\(s\):\s*([0-9.]+)")
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -94,10 +89,11 @@ def run(folder: Path, device: str, loops: int) -> Dict[str, Any]:
                 print(f"{task} {component}", flush=True)
                 session = artifacts.session(component)
                 found["components"][component] = _component(folder, session, expected, loops)
-            found["answers"] = _answers(folder, task, artifacts, described["answers"])
+            found["answers"] = _answers(folder, task, artifacts, described)
         finally:
             artifacts.close()
-        found["bmrt_test_ms"] = _bmrt_test(folder / task, device) if device != SIMULATOR else {}
+        vendor = bmrt_test(folder / task, device) if device != SIMULATOR else ({}, {})
+        found["bmrt_test_ms"], found["bmrt_test_lines"] = vendor
         results["tasks"][task] = found
     return results
 
@@ -109,11 +105,12 @@ def _component(
     if _sha256(path) != expected["sha256"]:
         raise InputError(f"{path}: changed since the folder was made; copy it again")
     cases: List[Dict[str, Any]] = []
-    latencies: Dict[str, float] = {}
+    times: Dict[str, Dict[str, float]] = {}
     with np.load(str(path), allow_pickle=False) as arrays:
         for index, case in enumerate(expected["cases"]):
             feeds = {name: arrays[f"{index}/inputs/{name}"] for name in case["inputs"]}
             net = session.net(case["net"])
+            shape = net.taking({name: array.shape for name, array in feeds.items()})
             outputs = session.run(feeds, net=net.name)
             found = {
                 name: figures(arrays[f"{index}/outputs/{name}"], outputs.get(name), rows)
@@ -122,15 +119,15 @@ def _component(
             if NEXT_TOKEN in outputs and not _best_token(outputs):
                 found["logits"] = {"problem": f"{NEXT_TOKEN} is not the best of them"}
             cases.append({"name": case["name"], "outputs": found})
-            if loops > 0 and net.name not in latencies:
-                begin = time.perf_counter()
-                for _ in range(loops):
-                    session.run(feeds, net=net.name)
-                latencies[net.name] = (time.perf_counter() - begin) * 1e3 / loops
+            if loops > 0 and shape.name not in times:
+                times[shape.name] = net_times(session, net.name, shape, feeds, loops)
     return {
         "key": session.manifest.key,
         "cases": cases,
-        "latency_ms": {name: round(value, 4) for name, value in latencies.items()},
+        **{
+            kind: {name: found[kind] for name, found in times.items() if kind in found}
+            for kind in ("latency_ms", "transfer_ms")
+        },
     }
 
 
@@ -163,46 +160,32 @@ def figures(
 
 
 def _answers(
-    folder: Path, task: str, artifacts: Artifacts, expected: List[Mapping[str, Any]]
+    folder: Path, task: str, artifacts: Artifacts, described: Mapping[str, Any]
 ) -> List[Dict[str, Any]]:
     answerer = TASKS[task](artifacts)
     found: List[Dict[str, Any]] = []
-    for item in expected:
+    for item in described["answers"]:
         image, text, limit = folder / item["image"], item["text"], item["new_tokens"]
+        before = _calls(artifacts, described)
         begin = time.perf_counter()
         options = {"max_new_tokens": limit} if limit else {}
         (result,) = answerer.ask([image], [text], **options)
         record = {name: v for name, v in result.record().items() if name in _JUDGED}
         record["milliseconds"] = round((time.perf_counter() - begin) * 1e3, 3)
+        record["calls"] = dict(_calls(artifacts, described) - before)
         found.append(record)
     return found
 
 
-def _bmrt_test(folder: Path, device: str) -> Dict[str, List[float]]:
-    """The vendor's own timing of every BModel, in milliseconds per net, where its tool is there."""
-    tool = shutil.which("bmrt_test")
-    if tool is None:
-        print(f"bmrt_test: not found, its times are left out; it is part of libsophon ({_TOOLS})")
-        return {}
-    timed: Dict[str, List[float]] = {}
-    for path in sorted(folder.glob("*/*.bmodel")):
-        print(f"bmrt_test {path.name}", flush=True)
-        try:
-            done = subprocess.run(
-                [tool, "--bmodel", str(path), "--devid", device, "--loopnum", "20"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                universal_newlines=True,
-                timeout=600,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            print(f"bmrt_test {path.name}: left out ({one_line(error)})")
-            continue
-        timed[path.name] = [float(seconds) * 1e3 for seconds in _CALCULATED.findall(done.stdout)]
-        if done.returncode != 0 or not timed[path.name]:
-            print(f"bmrt_test {path.name}: exit code {done.returncode}, no time printed")
-    return timed
+def _calls(artifacts: Artifacts, described: Mapping[str, Any]) -> "Counter[str]":
+    """Launches so far by ``component/net``."""
+    return Counter(
+        {
+            f"{component}/{net}": count
+            for component in described["components"]
+            for net, count in artifacts.session(component).launches.items()
+        }
+    )
 
 
 def _read(path: Path) -> Dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import yaml
 
 from compile.bmodel.build import check_buffers
 from compile.bmodel.info import parse_info
+from compile.pipeline import overtaken
 from configs.errors import ConfigError, ToolError
 from configs.load import load_pipeline
 from configs.schema import ShapeVariants, StaticShapes
@@ -21,8 +24,8 @@ from pipeline.net_shapes import largest_first, net_shapes
 from runtime import Captioner, QuestionAnswerer
 from runtime.decoding.batching import row_groups, run_rows
 from runtime.files.manifests import read_component_manifest
-from runtime.files.nets import Net, TensorSpec
-from runtime.sessions.session import SessionOptions
+from runtime.files.nets import Estimate, Net, TensorSpec
+from runtime.sessions.session import ArrayDict, SessionOptions
 from runtime.sessions.simulated_session import SimulatedSession
 from tests.compile_private import ROOT, private_pipeline
 from tests.conftest import run_stage
@@ -137,19 +140,85 @@ def net(name: str, batch: int, past: int, *variants: Net) -> Net:
     return Net(name, "x.bmodel", specs, (), axes, artifact_net="step", variants=variants)
 
 
-def test_the_smallest_stage_that_fits_is_chosen() -> None:
+def test_without_estimates_the_smallest_stage_that_fits_is_chosen() -> None:
     step = net("step", 1, 31, net("step_8p", 1, 8), net("step_3b", 3, 31), net("both", 3, 8))
-    assert step.smallest(batch=1, past_tokens=8).name == "step_8p"
-    assert step.smallest(batch=1, past_tokens=9).name == "step"
-    assert step.smallest(batch=2, past_tokens=3).name == "both"
-    assert step.smallest(batch=3, past_tokens=31).name == "step_3b"
+    assert step.fastest(batch=1, past_tokens=8).name == "step_8p"
+    assert step.fastest(batch=1, past_tokens=9).name == "step"
+    assert step.fastest(batch=2, past_tokens=3).name == "both"
+    assert step.fastest(batch=3, past_tokens=31).name == "step_3b"
     assert step.taking({"past.0.key": (3, 8, 4, 32)}).name == "both"
     # Eight positions with a short cache are more work than four with a long one.
     mixed = net("step", 1, 31, net("eight", 8, 2), net("four", 4, 31), net("short", 4, 8))
-    assert mixed.smallest(batch=3, past_tokens=1).name == "short"
-    assert mixed.smallest(batch=3, past_tokens=9).name == "four"
+    assert mixed.fastest(batch=3, past_tokens=1).name == "short"
+    assert mixed.fastest(batch=3, past_tokens=9).name == "four"
     # What fits none is the net's own, which refuses it in words.
     assert step.taking({"past.0.key": (2, 8, 4, 32)}).name == "step"
+
+
+def first_pass(*tokens_and_ms: tuple[int, float]) -> Net:
+    main, *others = (
+        Net(f"{tokens}t", "x.bmodel", (), (), {"text_tokens": tokens}, Estimate(ms, "compiler"))
+        for tokens, ms in tokens_and_ms
+    )
+    return replace(main, variants=tuple(others))
+
+
+def test_the_faster_stage_is_chosen_and_a_slower_one_is_named() -> None:
+    # BM1684X, BLIP-base, w8f16: fewer tokens take longer.
+    net = first_pass((16, 4.164), (8, 4.552), (4, 5.876))
+    assert [net.fastest(text_tokens=tokens).name for tokens in (1, 4, 5, 16)] == ["16t"] * 4
+    warnings = list(overtaken("caption", SimpleNamespace(nets=[net])))  # type: ignore[arg-type]
+    assert [w.split(" is not faster than ")[0] for w in warnings] == [
+        "caption: 8t (4.552 ms)",
+        "caption: 4t (5.876 ms)",
+    ]
+    net = first_pass((16, 5.0), (8, 4.0), (4, 3.0))
+    assert [net.fastest(text_tokens=tokens).name for tokens in (1, 5, 9)] == ["4t", "8t", "16t"]
+    assert not list(net.overtaken())
+    without = replace(net, variants=(replace(net.variants[0], estimate=None), *net.variants[1:]))
+    assert without.fastest(text_tokens=1).name == "4t"
+
+
+def test_rows_of_a_step_are_right_on_bm1684(exported_artifacts: Path, tmp_path: Path) -> None:
+    """Its compiler gets a LayerNorm of ``[rows, 128]`` wrong in every row but the first."""
+    pipeline = private_pipeline(exported_artifacts, tmp_path, "caption", "text_decoder")
+    pipeline.data["tasks"]["caption"]["shapes"]["variants"] = {"beams": [2, 3]}
+    pipeline.write()
+    built = pipeline.run("--target", "bm1684", "--component", "text_decoder")
+    assert built.returncode == 0, built.stderr
+    (path,) = (pipeline.root / "caption" / "BM1684").glob("*text_decoder*.manifest.json")
+    step = read_component_manifest(path).net("step")
+    graph = onnxruntime.InferenceSession(pipeline.root / "caption" / "onnx" / "text_decoder.onnx")
+    rng = np.random.default_rng(0)
+    options = SessionOptions(device="simulator")
+    with SimulatedSession(read_component_manifest(path), options) as session:
+        assert [shape.axes["batch"] for shape in step.shapes] == [1, 2, 3]
+        for shape in step.shapes:
+            feeds = step_feeds({spec.name: spec.shape for spec in shape.inputs}, rng)
+            given = {spec.name: feeds[spec.name] for spec in graph.get_inputs()}
+            expected = graph.run(["logits"], given)[0]
+            found = session.run(feeds, net="step")["logits"]
+            assert np.abs(expected).max() > 1
+            np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def step_feeds(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> ArrayDict:
+    """A token over a half full cache."""
+    rows, past = shapes["past.0.key"][:2]
+    used = past // 2
+    mask = np.full((rows, 1, 1, past + 1), -10000, np.float32)
+    mask[..., :used] = mask[..., -1] = 0
+    feeds = {
+        name: rng.normal(0, 1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+        if name.startswith(("past.", "cross."))
+    }
+    ids = rng.integers(5, 90, (rows, 1))
+    positions = np.full((rows, 1), used)
+    return {
+        **feeds,
+        **{"input_ids": ids, "position_ids": positions, "self_attention_mask": mask},
+    }
 
 
 def test_stages_are_read_from_a_file() -> None:

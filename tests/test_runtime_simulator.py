@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.errors import ArtifactError, BackendError, InputError
+from runtime.simulator.process import SimulatorProcess
 from runtime.simulator.session import SimulatorSession, find_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -194,6 +196,56 @@ def test_a_dead_process_is_an_error_and_the_next_call_starts_another(tiny: Tiny)
         with pytest.raises(BackendError, match=r"killed by signal 9.*log: "):
             session.run("first", [tiny.feed])
         session.run("first", [tiny.feed])
+
+
+def aborting(monkeypatch: pytest.MonkeyPatch, times: int, line: str) -> list[str]:
+    """The process dies in its first calls, having printed a line; gives back the calls."""
+    calls: list[str] = []
+    request = SimulatorProcess.request
+
+    def died(self: SimulatorProcess, net: str, *arguments: Any) -> list[np.ndarray]:
+        calls.append(net)
+        if len(calls) <= times:
+            with self.log.open("a") as log:
+                log.write(f"{line}\n/lib/libc.so.6(+0x1098ec)\n")
+            os.kill(self.pid, signal.SIGKILL)
+        return request(self, net, *arguments)
+
+    monkeypatch.setattr(SimulatorProcess, "request", died)
+    return calls
+
+
+IN_USE = "ERROR: ASSERT cmodel_arch.cpp: SendMsg: 137: remain_wait_cnt == 0; msg id:33 is in use"
+
+
+def test_a_message_in_use_is_named_and_the_call_is_run_once_more(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = aborting(monkeypatch, 1, IN_USE)
+    with SimulatorSession(tiny.bmodel("first_bm1688"), "bm1688") as session:
+        (output,) = session.run("first", [tiny.feed]).values()
+    assert relative_error(output, tiny.expected("first")) < CHIPS["bm1688"][1]
+    assert len(calls) == 2
+    said = capsys.readouterr().err
+    assert said.count("note:") == 1
+    assert "msg id:33 is in use" in said
+    assert "run once more" in said
+
+
+@pytest.mark.parametrize(
+    ("times", "line", "calls"), [(2, IN_USE, 2), (1, "ERROR: ASSERT cmodel.cpp: 7: a != b", 1)]
+)
+def test_other_aborts_and_a_second_one_are_errors_with_their_reason(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, times: int, line: str, calls: int
+) -> None:
+    made = aborting(monkeypatch, times, line)
+    with (
+        SimulatorSession(tiny.bmodel("first_bm1688"), "bm1688") as session,
+        pytest.raises(BackendError) as caught,
+    ):
+        session.run("first", [tiny.feed])
+    assert line in str(caught.value)
+    assert len(made) == calls
 
 
 def test_a_call_that_takes_too_long_ends_the_process(tiny: Tiny) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from configs.errors import InputError
+from runtime.board_times import parsed
 from verify.board.judge import failure, judge
 from verify.board.results import LARGEST_BYTES
 
@@ -57,6 +58,79 @@ def measured(
     )
     run("-c", script, cwd=folder)
     return config, bundle / "results.json"
+
+
+@pytest.fixture(scope="module")
+def on_board(measured: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The same folder where sail and ``bmrt_test`` are installed: what stands in for them."""
+    config, results = measured
+    before = results.read_bytes()
+    stand_in = ROOT / "tests" / "stand_in"
+    environment = {
+        **os.environ,
+        "BLIP_EDGE_TPU_PYTHON": str(ROOT / ".venv-tpu" / "bin" / "python"),
+        "PYTHONPATH": str(stand_in),
+        "PATH": f"{stand_in}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["/bin/sh", "run.sh", "--loops", "2"],
+        cwd=results.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results.with_name("board.json")
+    results.rename(found)
+    results.write_bytes(before)
+    return config, found
+
+
+def test_a_board_shows_measured_beside_estimated(
+    on_board: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, results = on_board
+    assert failure(judge(config, results)) is None
+    shown = capsys.readouterr().out
+    assert "itm vision_encoder/main" in shown
+    assert "itm answer 0" in shown
+    recorded = json.loads((results.parents[2] / "verify-board-bm1688_f16.json").read_text())
+    nets = {row["net"]: row for row in recorded["times"]["itm"]["nets"]}
+    for row in nets.values():
+        assert row["measured_ms"] > 0
+        assert row["transfer_ms"] > 0
+        assert row["estimated_ms"] > 0
+        # The tool's medians over 19 loops; its cold loop takes 50 ms more.
+        assert 2 <= row["bmrt_test_ms"] < 10
+    for row in recorded["times"]["itm"]["answers"]:
+        assert row["calls"]["vision_encoder/main"] == 1
+        assert row["estimated_ms"] == pytest.approx(
+            sum(count * nets[name]["estimated_ms"] for name, count in row["calls"].items())
+        )
+        assert row["host_ms"] < row["measured_ms"]
+    lines = next(iter(recorded["bmrt_test_lines"]["itm"].values()))
+    assert lines == ["[BMRT][bmrt_test:806] WARNING:setpriority failed, cpu time might flutuate."]
+
+
+def test_times_are_medians_per_net_and_stage_without_the_cold_loop() -> None:
+    printed = "".join(
+        f"[BMRT] INFO:==> running network #{net}, name: net_{net}, loop: {loop}\n"
+        + "".join(
+            f"[BMRT] INFO:calculate  time(s): {seconds:.6f}\n"
+            for seconds in ([0.9] * stages if loop == 0 else times[net][:stages])
+        )
+        for loop, times in enumerate([None, [[0.002], [0.003, 0.007]], [[0.004], [0.003, 0.008]]])
+        for net, stages in ((0, 1), (1, 2))
+    )
+    found, lines = parsed(printed + "[BMRT] FATAL:\tsync failed\ncalculate time(s): soon\n")
+    assert found == {"net_0": [3.0], "net_1": [3.0, 7.5]}
+    assert lines == ["[BMRT] FATAL: sync failed", "calculate time(s): soon"]
+    assert parsed("==> running network #0, name: n, loop: 0\ncalculate  time(s): 0.5\n") == (
+        {"n": [500.0]},
+        [],
+    )
 
 
 def changed(results: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -120,6 +194,9 @@ def test_a_folder_without_its_board_says_what_is_missing(
     assert done.returncode == 2
     assert "pip install -r requirements.txt" in done.stderr
     assert (folder / "requirements.txt").is_file()
+    # pip evaluates markers on the host: the wheels for the board are named without them.
+    pins = "numpy==1.24.4 pillow==10.4.0 tokenizers==0.20.3\n"
+    assert f"--python-version 3.8 --only-binary=:all: {pins}" in (folder / "README.txt").read_text()
     assert measured[1].read_bytes() == before
     assert json.loads(before)["device"] == "simulator"
 

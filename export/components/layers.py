@@ -60,18 +60,17 @@ class _RepeatForBatch(torch.autograd.Function):
         return graph.op("Expand", constant, graph.op("Concat", batch, ones, axis_i=0))
 
 
-class _TakeRow(torch.autograd.Function):
-    """One token of ``[batch, tokens, hidden]``: the first (0) or the last (-1)."""
+class _FirstToken(torch.autograd.Function):
+    """``[batch, tokens, hidden]`` -> ``[batch, hidden]``: the first token."""
 
     @staticmethod
-    def forward(_context: Any, value: torch.Tensor, index: int) -> torch.Tensor:
-        return value[:, index]
+    def forward(_context: Any, value: torch.Tensor) -> torch.Tensor:
+        return value[:, 0]
 
     @staticmethod
-    def symbolic(graph: Any, value: Any, index: int) -> Any:
+    def symbolic(graph: Any, value: Any) -> Any:
         # Slice and Flatten, not Gather: chips take a Gather for an embedding lookup.
-        end = 1 if index == 0 else torch.iinfo(torch.int64).max
-        bounds = (graph.op("Constant", value_t=torch.tensor([n])) for n in (index, end, 1))
+        bounds = (graph.op("Constant", value_t=torch.tensor([n])) for n in (0, 1, 1))
         return graph.op("Flatten", graph.op("Slice", value, *bounds), axis_i=1)
 
 
@@ -87,12 +86,7 @@ def flatten_last(value: torch.Tensor) -> torch.Tensor:
 
 def first_token(value: torch.Tensor) -> torch.Tensor:
     """``[batch, tokens, hidden]`` -> ``[batch, hidden]``."""
-    return _TakeRow.apply(value, 0)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def last_token(value: torch.Tensor) -> torch.Tensor:
-    """``[batch, tokens, hidden]`` -> ``[batch, hidden]``."""
-    return _TakeRow.apply(value, -1)  # type: ignore[no-any-return, no-untyped-call]
+    return _FirstToken.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def repeat_for_batch(constant: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from export.component import (
     tensor,
 )
 from export.components.cross_key_values import key_value_tensors
-from export.components.layers import MASKED, Projection, last_token
+from export.components.layers import MASKED, Projection
 from export.components.text_layers import (
     CrossAttention,
     SelfAttention,
@@ -75,8 +75,9 @@ class LanguageModelHead(nn.Module):
         self.bias = predictions.decoder.bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[batch, hidden]`` -> ``[batch, vocabulary]``."""
-        hidden = self.norm(self.activation(self.transform(hidden)))
+        """``[batch, 1, hidden]`` -> ``[batch, vocabulary]``."""
+        # BM1684's compiler gets a LayerNorm of ``[batch, hidden]`` wrong in every row but one.
+        hidden = self.norm(self.activation(self.transform(hidden))).flatten(1)
         # Gemm reads the embedding table as it lies, so one copy serves lookup and logits.
         return nn.functional.linear(hidden, self.weight, self.bias)
 
@@ -109,7 +110,7 @@ class TextDecoder(nn.Module):
                 hidden, layer_past, layer_cross, self_attention_mask, cross_mask
             )
             rows += [key, value]
-        return self.head(last_token(hidden)), *rows
+        return self.head(hidden[:, -1:]), *rows
 
 
 def tensors(settings: ModelSettings) -> Tensors:

@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
+import numpy as np
+
 from ..errors import ArtifactError, BackendError
 from ..files.manifests import (
     TASK_MANIFEST,
@@ -174,8 +176,24 @@ def _totals(found: List[ComponentManifest], heap_mib: Optional[int]) -> List[str
         lines.append(f"{target} {precision}: {mebibytes(total)} MiB of files; tools: {versions}")
         memory = [memory for _, memory in costs if memory]
         if target not in HOST_TARGETS and memory:
-            lines.append("  " + _heap(items[0].memory_layout_mib or {}, sum(memory), heap_mib))
+            needed = sum(memory) + sum(map(_tensor_bytes, items))
+            lines.append("  " + _heap(items[0].memory_layout_mib or {}, needed, heap_mib))
     return lines
+
+
+def _tensor_bytes(item: ComponentManifest) -> int:
+    """What the runtime adds on a board for one image and one sequence: inputs, outputs, a cache."""
+    total = 0
+    for net in item.nets:
+        # A decoder reads the keys and values that are there: one cache, and an image's own states.
+        past = ("past.",) if net.name == "step" else ()
+        inputs = [s for s in net.inputs if s.name.startswith(past) or "." not in s.name]
+        outputs = [s for s in net.outputs if not s.name.startswith("new.")]
+        for spec in (*inputs, *outputs):
+            shape = [axis for axis in spec.shape if isinstance(axis, int)]
+            width = 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize
+            total += width * int(np.prod(shape)) if len(shape) == len(spec.shape) else 0
+    return total
 
 
 def _heap(layout: Mapping[str, int], needed_bytes: int, heap_mib: Optional[int]) -> str:

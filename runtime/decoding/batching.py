@@ -161,7 +161,7 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
     """Runs a net on any number of rows; every input's first axis counts rows.
 
     Of a net compiled for several batches, as many rows as fit are taken at once; of one compiled
-    for several text lengths, the shortest that holds a row's text.
+    for several text lengths, the fastest that holds a row's text.
     """
     rows = len(next(iter(feeds.values())))
     chosen = session.net(net)
@@ -173,7 +173,7 @@ def run_rows(session: Session, feeds: ArrayDict, net: Optional[str] = None) -> A
     parts: List[ArrayDict] = []
     start = 0
     for count in row_groups(rows, chosen.lengths("batch") or (batch,)):
-        size = chosen.smallest(batch=count).axes.get("batch", batch)
+        size = chosen.fastest(batch=count).axes.get("batch", batch)
         part = {name: array[start : start + count] for name, array in feeds.items()}
         start += count
         if count < size:
@@ -206,13 +206,13 @@ def row_groups(rows: int, sizes: Sequence[int]) -> List[int]:
 
 
 def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
-    """Runs a net on texts cut to the shortest length that holds them; outputs as without that."""
+    """Runs a net on texts cut to the fastest length that holds them; outputs as without that."""
     mask = feeds.get("attention_mask")
     if mask is None or len(net.lengths("text_tokens")) < 2:
         return run_finite(session, feeds, net.name)
     full = mask.shape[1]
     real = int(np.max(np.nonzero(mask.any(axis=0))[0], initial=0)) + 1
-    length = net.smallest(text_tokens=real).axes["text_tokens"]
+    length = net.fastest(text_tokens=real).axes["text_tokens"]
     cut = {name: a[:, :length] if name in _TEXTS else a for name, a in feeds.items()}
     outputs = run_finite(session, cut, net.name)
     padding = ((0, 0), (0, full - length), (0, 0))

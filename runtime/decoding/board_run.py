@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -49,29 +50,33 @@ class DeviceCrossStates:
         if self._fitted:
             return
         self._fitted = True
+        # The tensors themselves go back to the session that made them.
+        self.tensors = [dict(tensors) for tensors in self.tensors]
         for spec in self._session.net(None).outputs:
             taken = net.input(spec.name)
             if taken is None or taken.dtype == spec.dtype:
                 continue
             for tensors in self.tensors:
-                array = widened(self._session.read(tensors[spec.name], spec))
-                tensors[spec.name] = session.new_tensor(net, taken)
-                session.write(tensors[spec.name], array, taken)
+                array = widened(self._session.memory.read(tensors[spec.name], spec))
+                tensors[spec.name] = session.new_tensor(taken)
+                session.memory.write(tensors[spec.name], array, taken)
 
 
 class _Rows:
     """Caches of one or more sequences in one set of tensors, and what they attend to."""
 
-    def __init__(self, stage: Net, tensors: Dict[str, Any], rows: int) -> None:
+    def __init__(self, stage: Net, tensors: Dict[str, Any], whole: Dict[str, Any]) -> None:
         self.stage = stage
         #: past keys and values ``[rows, slots, heads, head size]``
         self.tensors = tensors
+        #: of a single row, what they are the last slots of; before them there is room for padding
+        self.whole = whole
         #: cross keys and values of the rows; for one row, the context's own tensors
         self.cross: Mapping[str, Any] = {}
         #: context of each row, as far as ``cross`` holds it
         self.contexts: List[int] = []
         #: tokens fed of each sequence
-        self.lengths = [0] * rows
+        self.lengths = [0] * fixed_axis(stage, "past.0.key", 0)
 
 
 #: One sequence's place: its tensors and its row in them.
@@ -100,6 +105,8 @@ class DeviceRun(DecoderRun):
         self._past = past_names(dimensions.layers)
         self._new = new_names(dimensions.layers)
         self._row_elements = dimensions.heads * dimensions.head_size
+        #: slots before a cache: a first pass writes the rows of its padding there
+        self._front = fixed_axis(self._first, "self_attention_mask", 2) - 1
         self._spare: List[_Rows] = []
         self._check_dtypes()
 
@@ -145,19 +152,26 @@ class DeviceRun(DecoderRun):
                     )
 
     def _new_rows(self, stage: Net) -> _Rows:
-        rows = fixed_axis(stage, "past.0.key", 0)
         for index, spare in enumerate(self._spare):
             if spare.stage is stage:
                 found = self._spare.pop(index)
-                found.lengths = [0] * rows
+                found.lengths = [0] * len(found.lengths)
                 return found
-        tensors = {}
+        # Tensors begin as zeros: a masked slot must not hold a NaN, zero times NaN is NaN.
+        memory = self._session.memory
+        single = memory.views and fixed_axis(stage, "past.0.key", 0) == 1
+        tensors, whole = {}, {}
         for name in self._past:
             spec = stage.input(name)
             assert spec is not None  # noqa: S101 - _check_dtypes has looked
-            # A masked slot must not hold a NaN: zero times NaN is NaN.
-            tensors[name] = self._session.new_tensor(stage, spec, zeroed=True)
-        return _Rows(stage, tensors, rows)
+            if single:
+                shape = [fixed_axis(stage, name, axis) for axis in range(4)]
+                longer = (1, self._front + shape[1], *shape[2:])
+                whole[name] = self._session.new_tensor(replace(spec, shape=longer))
+                tensors[name] = memory.part(whole[name], shape, self._front * self._row_elements)
+            else:
+                tensors[name] = self._session.new_tensor(spec)
+        return _Rows(stage, tensors, whole)
 
     def _arrange(self, parents: List[int]) -> List[_Rows]:
         """Lays out rows that continue ``parents``: what can stay where it is stays."""
@@ -194,14 +208,17 @@ class DeviceRun(DecoderRun):
         for row, (rows, source) in enumerate(sources):
             there, here = self._slots_of(rows), self._slots_of(copy)
             count = min(lengths[row], there, here) * self._row_elements
-            for name in self._past if count else ():
-                copy.tensors[name].sync_d2d(
-                    rows.tensors[name],
-                    source * there * self._row_elements,
-                    row * here * self._row_elements,
-                    count,
-                )
+            start, to = (at * self._row_elements for at in (source * there, row * here))
+            self._device_copy(
+                (copy.tensors[name], rows.tensors[name], start, to, count)
+                for name in (self._past if count else ())
+            )
         return copy
+
+    def _device_copy(self, copies: Iterable[Tuple[Any, Any, int, int, int]]) -> None:
+        spec = self._step.input(self._past[0])
+        assert spec is not None  # noqa: S101 - _check_dtypes has looked
+        self._session.memory.copy(spec, copies)
 
     def _slots_of(self, rows: _Rows) -> int:
         return fixed_axis(rows.stage, "past.0.key", 1)
@@ -214,16 +231,18 @@ class DeviceRun(DecoderRun):
             rows.cross = self._cross.tensors[contexts[0]]
         else:
             stacked = dict(rows.cross)
+            copies = []
             for name in self._cross.tensors[contexts[0]]:
                 spec = rows.stage.input(name)
                 assert spec is not None  # noqa: S101 - the nets of one artifact
                 if name not in stacked:
-                    stacked[name] = self._session.new_tensor(rows.stage, spec)
+                    stacked[name] = self._session.new_tensor(spec)
                 size = int(np.prod([int(axis) for axis in spec.shape[1:]]))
                 for row, context in enumerate(contexts):
                     if row >= len(rows.contexts) or rows.contexts[row] != context:
                         source = self._cross.tensors[context][name]
-                        stacked[name].sync_d2d(source, 0, row * size, size)
+                        copies.append((stacked[name], source, 0, row * size, size))
+            self._device_copy(copies)
             rows.cross = stacked
         rows.contexts = list(contexts)
 
@@ -238,32 +257,47 @@ class DeviceRun(DecoderRun):
         # The net's own tensors serve one call at a time.
         with session.exclusive():
             inputs = session.small_inputs(net, feeds, resident)
-            outputs = session.outputs_of(net)
-            session.process(net, inputs, outputs)
-            self._append(rows, outputs, length, len(tokens[0]))
-            if self.tokens_suffice and NEXT_TOKEN in outputs:
-                self._read(net, outputs, NEXT_LOGIT)
-                return tokens_of(self._read(net, outputs, NEXT_TOKEN))
-            return self._read(net, outputs, "logits")
+            placed = self._placed(rows, length, len(tokens[0]))
+            outputs = session.outputs_of(net, placed)
+            chosen = self.tokens_suffice and NEXT_TOKEN in outputs
+            wanted = (NEXT_LOGIT, NEXT_TOKEN) if chosen else ("logits",)
+            read = session.process(net, inputs, outputs, wanted)
+            if not placed:
+                self._append(rows, outputs, length, len(tokens[0]))
+        rows.lengths = [fed + len(tokens[0]) for fed in rows.lengths]
+        logits = session.finite(wanted[0], read[wanted[0]])
+        return tokens_of(read[NEXT_TOKEN]) if chosen else logits
 
-    def _read(self, net: Net, outputs: Mapping[str, Any], name: str) -> np.ndarray:
-        spec = net.output(name)
-        assert spec is not None  # noqa: S101 - process has used it
-        return self._session.finite(name, self._session.read(outputs[name], spec))
+    def _placed(self, rows: _Rows, length: int, tokens: int) -> Dict[str, Any]:
+        """New keys and values as parts of the cache that the net itself writes; empty: copy them.
+
+        A net that reads the cache meanwhile does not see them: their slots are masked.
+        """
+        past_tokens, pads = rows.lengths[0], length - tokens
+        if not rows.whole or past_tokens + tokens > self._slots_of(rows) or (past_tokens and pads):
+            return {}
+        start = (self._front + past_tokens - pads) * self._row_elements
+        placed = {}
+        for past, new in zip(self._past, self._new):
+            shape = [1, length, *(fixed_axis(rows.stage, past, axis) for axis in (2, 3))]
+            placed[new] = self._session.memory.part(rows.whole[past], shape, start)
+        return placed
 
     def _append(self, rows: _Rows, outputs: Mapping[str, Any], length: int, tokens: int) -> None:
         slots = self._slots_of(rows)
+        copies = []
         for row, past_tokens in enumerate(rows.lengths):
             kept = min(tokens, slots - past_tokens)
             if kept > 0:
                 # sail counts offsets and lengths in elements.
                 source = (row * length + length - tokens) * self._row_elements
                 target = (row * slots + past_tokens) * self._row_elements
-                for past, new in zip(self._past, self._new):
-                    rows.tensors[past].sync_d2d(
-                        outputs[new], source, target, kept * self._row_elements
-                    )
-            rows.lengths[row] = past_tokens + tokens
+                count = kept * self._row_elements
+                copies += [
+                    (rows.tensors[past], outputs[new], source, target, count)
+                    for past, new in zip(self._past, self._new)
+                ]
+        self._device_copy(copies)
 
     def _cross_mask(self, net: Net, context: int, length: int) -> np.ndarray:
         encoder_tokens = fixed_axis(net, CROSS_MASK, 3)

@@ -187,7 +187,7 @@ class FixedRun(DecoderRun):
         return logits
 
     def _call(self, net: Net, rows: range, tokens: List[List[int]]) -> np.ndarray:
-        """Feeds equally many tokens to each of some rows, in the smallest stage that fits."""
+        """Feeds equally many tokens to each of some rows, in the fastest stage that fits."""
         lengths = [int(self._cache.lengths[row]) for row in rows]
         stage = fitting_stage(net, len(rows), len(tokens[0]), max(lengths))
         length = fixed_axis(stage, "self_attention_mask", 2)
@@ -219,12 +219,12 @@ def tokens_of(array: np.ndarray) -> np.ndarray:
 
 
 def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:
-    """The smallest stage of a decoder's net for so many rows, new tokens each, and past ones."""
+    """The fastest stage of a decoder's net for so many rows, new tokens each, and past ones."""
     if not net.variants:
         return net
     # Beyond the last slot nothing is read: the rows of a full cache are all there is.
     slots = min(past, net.lengths("past_tokens")[-1])
-    return net.smallest(batch=rows, text_tokens=tokens, past_tokens=slots)
+    return net.fastest(batch=rows, text_tokens=tokens, past_tokens=slots)
 
 
 def fixed_calls(

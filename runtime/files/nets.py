@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Mapping, Optional, Tuple, Union
+from typing import Iterator, Mapping, Optional, Tuple, Union
 
 from .records import check_names
 
@@ -147,18 +147,28 @@ class Net(NetVariant):
         """Lengths of an axis that the net was compiled for, ascending; empty if unknown."""
         return tuple(sorted({net.axes[axis] for net in self.shapes if axis in net.axes}))
 
-    def smallest(self, **least: int) -> "Net":
-        """The smallest stage with at least these lengths; the net itself where none has them.
+    def fastest(self, **least: int) -> "Net":
+        """The fastest stage with at least these lengths; the net itself where none has them.
 
-        Smallest is the fewest positions computed (batch times text tokens); of equally many, the
-        shortest cache, which is read beside them.
+        Fastest by the compiler's estimate where all have one: a smaller stage may take longer. Else
+        it is the one of fewest positions (batch times text tokens); of equally many, the shortest
+        cache, which is read beside them.
         """
         fitting = [
             net
             for net in self.shapes
             if all(net.axes.get(axis, 0) >= length for axis, length in least.items())
         ]
+        if all(net.estimate for net in fitting):
+            return min(fitting, key=lambda net: (net.latency_ms, _size(net)), default=self)
         return min(fitting, key=_size, default=self)
+
+    def overtaken(self) -> Iterator[Tuple["Net", "Net"]]:
+        """Stages that are not faster than one that takes all that they take, and that one."""
+        for net in self.shapes:
+            other = self.fastest(**net.axes)
+            if other is not net and net.axes and other.axes != net.axes:
+                yield net, other
 
     def taking(self, shapes: Mapping[str, Tuple[int, ...]]) -> "Net":
         """The net in the shape whose inputs are these by name; the net itself where none has."""

@@ -7,31 +7,21 @@ in device memory, in exactly the dtypes that the net declares: half precision as
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import BackendError
 from ..files.manifests import Dimensions, Net, TensorSpec
 from ..files.number_formats import narrowed
-from .session import Arrays, Session, check_shape
+from .board_memory import DeviceMemory, Input, sail_dtype
+from .session import ArrayDict, Arrays, Session, check_shape
 
 if TYPE_CHECKING:
     from ..decoding.board_run import DeviceCrossStates, DeviceRun
-
-#: numpy dtype name of the manifest -> name in ``sail.Dtype``.
-_DTYPES = {
-    "float32": "BM_FLOAT32",
-    "float16": "BM_FLOAT16",
-    "bfloat16": "BM_BFLOAT16",
-    "int32": "BM_INT32",
-    "uint32": "BM_UINT32",
-    "int16": "BM_INT16",
-    "uint16": "BM_UINT16",
-    "int8": "BM_INT8",
-    "uint8": "BM_UINT8",
-}
 
 
 class SailSession(Session):
@@ -50,15 +40,29 @@ class SailSession(Session):
         for net in self.manifest.compiled_nets:
             path = self.manifest.folder / net.file
             if net.file not in self._engines:
-                mode = sail.IOMode.DEVIO
-                try:
-                    engine = self._pool.take(path, partial(sail.Engine, str(path), device, mode))
-                except Exception as error:
-                    raise self._failed(f"cannot load {path} on device {device}", error) from None
+                engine = self._pool.take(path, partial(self._opened, path, device))
                 self._engines[net.file] = engine
             self._check(net, self._engines[net.file])
-        # Input and output tensors of calls through numpy, made once per net.
-        self._buffers: Dict[str, Tuple[List[Any], List[Any]]] = {}
+        first = self._engines[self.manifest.nets[0].file]
+        self.memory = DeviceMemory(sail, first)
+        # Made when a call first needs them: tensors that stay on the device take their place.
+        self._inputs: Dict[Tuple[str, str], Input] = {}
+        self._outputs: Dict[Tuple[str, str], Any] = {}
+        # Outputs of ``cross_states`` that nobody holds any more.
+        self._free: List[Dict[str, Any]] = []
+
+    def _opened(self, path: Path, device: int) -> Any:
+        # An engine made from a path would allocate all inputs and outputs of all nets too.
+        try:
+            engine = self._sail.Engine(device)
+            loaded = engine.load(str(path))
+        except Exception as error:
+            raise self._failed(f"cannot load {path} on device {device}", error) from None
+        if not loaded:
+            raise BackendError(
+                f"{path}: device {device} cannot load it; sophon-sail's own lines on stderr say why"
+            )
+        return engine
 
     def _device_index(self) -> int:
         text = self.options.device or "0"
@@ -90,43 +94,68 @@ class SailSession(Session):
                     )
 
     def _dtype(self, spec: TensorSpec) -> Any:
-        name = _DTYPES.get(spec.dtype)
-        if name is None:
+        dtype = sail_dtype(self._sail, spec.dtype)
+        if dtype is None:
             raise BackendError(f"{self.manifest.path}: dtype {spec.dtype} is unknown to sail")
-        return getattr(self._sail.Dtype, name)
+        return dtype
 
-    def new_tensor(self, net: Net, spec: TensorSpec, *, zeroed: bool = False) -> Any:
-        """A ``sail.Tensor`` in device memory for an input or output."""
-        handle = self._engines[net.file].get_handle()
-        shape = [int(axis) for axis in spec.shape]
+    def new_tensor(self, spec: TensorSpec) -> Any:
+        """A tensor of zeros in device memory for an input or output."""
         try:
-            # Without system memory, update_data and asnumpy copy from and to the device themselves.
-            tensor = self._sail.Tensor(handle, shape, self._dtype(spec), False, True)
-            if zeroed:
-                self.write(tensor, np.zeros(shape, dtype=np.float32), spec)
-        except Exception as error:
-            raise self._failed(f"no device memory for '{spec.name}' {shape}", error) from None
-        return tensor
+            return self.memory.tensor([int(axis) for axis in spec.shape], spec.dtype)
+        except BackendError as error:
+            raise self._failed(f"'{spec.name}'", error) from None
 
-    def write(self, tensor: Any, array: np.ndarray, spec: TensorSpec) -> None:
-        """Copies an array to a device tensor, in the spec's dtype."""
-        tensor.update_data(bits(narrowed(array, spec.dtype)))
+    def process(
+        self,
+        net: Net,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        read: Sequence[str] = (),
+    ) -> ArrayDict:
+        """Runs a net on device tensors, by contract name; all inputs and outputs must be given.
 
-    def read(self, tensor: Any, spec: TensorSpec) -> np.ndarray:
-        """Copies a device tensor to an array; bfloat16 as ``uint16`` bits."""
-        array: np.ndarray = np.asarray(tensor.asnumpy())
-        return array.view(np.float16) if spec.dtype == "float16" else array
+        Args:
+            net: one of the session's nets.
+            inputs: its inputs.
+            outputs: where its outputs go.
+            read: outputs that are copied to arrays and returned; the others stay on the device.
 
-    def process(self, net: Net, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Runs a net on device tensors, by contract name; all inputs and outputs must be given."""
-        graph = net.artifact_net or net.name
-        feeds = {spec.artifact_name: inputs[spec.name] for spec in net.inputs}
-        results = {spec.artifact_name: outputs[spec.name] for spec in net.outputs}
+        Raises:
+            BackendError: it failed, or the outputs are not written.
+        """
+        # One launch writes all outputs or none: those that are read anyway prove it for free.
+        marked = [
+            (spec, outputs[spec.name]) for spec in net.outputs if not read or spec.name in read
+        ]
         try:
             with self.in_backend():
-                self._engines[net.file].process(graph, feeds, results)
+                for spec, tensor in marked:
+                    self.memory.mark(tensor, spec)
+                self.launch(net, inputs, outputs)
+                arrays = {
+                    spec.name: self.memory.read(tensor, spec)
+                    for spec, tensor in marked
+                    if spec.name in read
+                }
+                unwritten = self.memory.unwritten(marked, arrays)
         except Exception as error:
             raise self._failed("run failed", error) from None
+        if unwritten is not None:
+            raise BackendError(
+                f"{self._label(net)}: the launch failed: output '{unwritten}' is not written; "
+                "sophon-sail's own lines on stderr say why"
+            )
+        return arrays
+
+    def launch(self, net: Net, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Starts a net and waits for it, as ``process`` does; a failure goes unnoticed."""
+        self.launches[net.name] += 1
+        self._engines[net.file].process(
+            net.artifact_net or net.name,
+            {spec.artifact_name: inputs[spec.name] for spec in net.inputs},
+            {spec.artifact_name: outputs[spec.name] for spec in net.outputs},
+        )
 
     def cross_states(self, feeds: Arrays, mask: Optional[np.ndarray] = None) -> "DeviceCrossStates":
         """See ``Session``; they stay in device memory."""
@@ -137,7 +166,9 @@ class SailSession(Session):
             self.run_resident({name: array[row : row + 1] for name, array in feeds.items()}, net)
             for row in range(contexts)
         ]
-        return DeviceCrossStates(self, tensors, mask)
+        states = DeviceCrossStates(self, tensors, mask)
+        weakref.finalize(states, self._free.extend, list(tensors))
+        return states
 
     def start_run(self, dimensions: Dimensions, cross: "DeviceCrossStates") -> "DeviceRun":
         """See ``Session``."""
@@ -149,21 +180,20 @@ class SailSession(Session):
         """Runs a net on arrays and leaves its outputs in device memory: contract name to tensor."""
         self.load()
         arrays = self._convert(net, feeds)
-        outputs = {spec.name: self.new_tensor(net, spec) for spec in net.outputs}
         with self._lock:
-            inputs, _ = self._io(net)
-            for tensor, array in zip(inputs, arrays):
-                tensor.update_data(bits(array))
-            named = {spec.name: tensor for spec, tensor in zip(net.inputs, inputs)}
-            self.process(net, named, outputs)
+            outputs = (
+                self._free.pop()
+                if self._free
+                else {spec.name: self.new_tensor(spec) for spec in net.outputs}
+            )
+            self.process(net, self._written(net, arrays), outputs)
         return outputs
 
     def small_inputs(self, net: Net, feeds: Arrays, resident: Mapping[str, Any]) -> Dict[str, Any]:
         """All inputs of a call: the resident tensors, and the rest copied from arrays."""
-        inputs, _ = self._io(net)
         lookups = {lookup.input: lookup for lookup in net.host_lookups}
         named: Dict[str, Any] = dict(resident)
-        for spec, tensor in zip(net.inputs, inputs):
+        for spec in net.inputs:
             if spec.name in named:
                 continue
             array = (
@@ -172,47 +202,47 @@ class SailSession(Session):
                 else np.asarray(feeds[spec.name])
             )
             check_shape(array, spec, self._label(net))
-            self.write(tensor, array, spec)
-            named[spec.name] = tensor
+            named[spec.name] = self._write(net, spec, narrowed(array, spec.dtype))
         return named
 
-    def outputs_of(self, net: Net) -> Dict[str, Any]:
-        """The net's output tensors, which the next call overwrites."""
-        _, outputs = self._io(net)
-        return {spec.name: tensor for spec, tensor in zip(net.outputs, outputs)}
+    def outputs_of(self, net: Net, given: Mapping[str, Any]) -> Dict[str, Any]:
+        """All outputs of a call: those given, and the net's own, which its next call overwrites."""
+        named = dict(given)
+        for spec in net.outputs:
+            if spec.name not in named:
+                key = net.name, spec.name
+                if key not in self._outputs:
+                    self._outputs[key] = self.new_tensor(spec)
+                named[spec.name] = self._outputs[key]
+        return named
 
     def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
+        names = [spec.name for spec in net.outputs]
         with self._lock:
-            inputs, outputs = self._io(net)
-            for tensor, array in zip(inputs, arrays):
-                tensor.update_data(bits(array))
-            self.process(
-                net,
-                {spec.name: tensor for spec, tensor in zip(net.inputs, inputs)},
-                {spec.name: tensor for spec, tensor in zip(net.outputs, outputs)},
-            )
-            return [self.read(tensor, spec) for tensor, spec in zip(outputs, net.outputs)]
+            inputs = self._written(net, arrays)
+            read = self.process(net, inputs, self.outputs_of(net, {}), names)
+        return [read[name] for name in names]
 
-    def _io(self, net: Net) -> Tuple[List[Any], List[Any]]:
-        with self._lock:
-            if net.name not in self._buffers:
-                self._buffers[net.name] = (
-                    [self.new_tensor(net, spec) for spec in net.inputs],
-                    [self.new_tensor(net, spec) for spec in net.outputs],
-                )
-            return self._buffers[net.name]
+    def _written(self, net: Net, arrays: List[np.ndarray]) -> Dict[str, Any]:
+        return {spec.name: self._write(net, spec, array) for spec, array in zip(net.inputs, arrays)}
+
+    def _write(self, net: Net, spec: TensorSpec, array: np.ndarray) -> Any:
+        """The net's own input tensor, holding an array of the input's dtype."""
+        key = net.name, spec.name
+        try:
+            if key not in self._inputs:
+                self._inputs[key] = Input(self.memory, spec)
+            self._inputs[key].write(array)
+        except BackendError as error:
+            raise self._failed(f"input of {net.name}", error) from None
+        return self._inputs[key].tensor
 
     def _unload(self) -> None:
         for file in self._engines:
             # sail frees an engine when nothing refers to it any more.
             self._pool.give_back(self.manifest.folder / file, _forget)
-        self._buffers, self._engines = {}, {}
+        self._inputs, self._outputs, self._free, self._engines = {}, {}, [], {}
 
 
 def _forget(_engine: Any) -> None:
     pass
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    """An array as sail takes it: float16 as ``uint16``, everything else as it is."""
-    return array.view(np.uint16) if array.dtype == np.float16 else array

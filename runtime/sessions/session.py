@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,6 +151,8 @@ class Session(ABC):
         self._pool = FilePool()
         #: time spent inside the backend in seconds; what a call takes beyond it is our own overhead
         self.backend_seconds = 0.0
+        #: calls of nets on chips, by net
+        self.launches: "Counter[str]" = Counter()
 
     @property
     def inputs(self) -> Tuple[TensorSpec, ...]:

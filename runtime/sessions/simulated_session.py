@@ -30,6 +30,7 @@ class SimulatedSession(Session):
         }
         with self.in_backend():
             outputs = self._files[net.file].run(net.artifact_net or net.name, feeds, stage=True)
+        self.launches[net.name] += 1
         missing = [s.artifact_name for s in net.outputs if s.artifact_name not in outputs]
         if missing:
             raise BackendError(

@@ -19,7 +19,7 @@ from .protocol import read_message, write_message
 _WORKER = Path(__file__).resolve().with_name("worker.py")
 _START_TIMEOUT_SECONDS = 120.0
 #: What the vendor's libraries, the loader and Python print before giving up.
-_COMPLAINT = re.compile(r"FATAL|WRONG|[Ee]rror|GLIBC|[Aa]ssert")
+_COMPLAINT = re.compile(r"FATAL|WRONG|error|GLIBC|assert", re.IGNORECASE)
 
 
 class BModelTensor:

@@ -26,6 +26,7 @@ from verify.parity.inputs import Sample
 BUNDLE_VERSION = 1
 #: Whole answers per task: enough to see a broken loop, few enough for a slow chip.
 ANSWERS = 4
+_REQUIREMENTS = REPOSITORY_ROOT / "requirements" / "runtime.txt"
 
 _SCRIPT = """#!/bin/sh
 # Parity and latency on this board; pass --device N for another device than the first.
@@ -39,9 +40,13 @@ exec python3 -m runtime.board_test . "$@"
 _READ_ME = """{pipeline}: {tasks} on {target}, set {precision}: parity and latency on the device.
 
 1. Copy this whole folder to the machine with the {target}.
-2. There: python3 -m pip install -r requirements.txt   (Python 3.8 and up; on a board without a
-   network copy the wheels too), and sophon-sail of the SDK release that the device runs:
-   pip install sophon_arm-*.whl (board) or sophon-*.whl (PCIe card), from the SDK.
+2. There: python3 -m pip install -r requirements.txt   (Python 3.8 and up), and sophon-sail of the
+   SDK release that the device runs: pip install sophon_arm-*.whl (board) or sophon-*.whl (PCIe
+   card), from the SDK; sail 3.9.1 or later. Without a network (SE7: Python 3.8), on any machine
+     python3 -m pip download --no-deps -d wheels --platform manylinux2014_aarch64 \\
+         --python-version 3.8 --only-binary=:all: {wheels}
+   and with the folder wheels copied too, on the board
+     python3 -m pip install --no-index --no-deps --find-links wheels -r requirements.txt
 3. sh run.sh   (--device N for another device than the first, --loops N timed calls per net)
    It runs every net on recorded inputs and whole answers, times them, and writes results.json.
    bmrt_test of the SDK adds its own times where it is on the PATH.
@@ -54,6 +59,12 @@ _READ_ME = """{pipeline}: {tasks} on {target}, set {precision}: parity and laten
 Without a device: sh run.sh --device simulator, with BLIP_EDGE_TPU_PYTHON naming the Python
 of a TPU-MLIR environment (make setup-tpu makes .venv-tpu/bin/python). Its times mean nothing.
 """
+
+
+def _pins() -> list[str]:
+    """What Python 3.8 needs, without markers: pip evaluates those for the machine it runs on."""
+    lines = [line.partition(";") for line in _REQUIREMENTS.read_text().splitlines()]
+    return [pin for pin, _, marker in lines if marker.strip() == 'python_version < "3.9"']
 
 
 def bundle_folder(layout: Layout, target: str, precision: str) -> Path:
@@ -93,11 +104,10 @@ def write_bundles(selection: Selection, config: Path) -> list[Path]:
                         **{"config": config, "pipeline": selection.pipeline.name},
                         **{"target": target.name, "precision": precision},
                         tasks=", ".join(selection.tasks),
+                        wheels=" ".join(_pins()),
                     )
                 )
-                shutil.copy(
-                    REPOSITORY_ROOT / "requirements" / "runtime.txt", made / "requirements.txt"
-                )
+                shutil.copy(_REQUIREMENTS, made / "requirements.txt")
                 _copy_runtime(made)
                 old = folder.with_name(f".{folder.name}.old")
                 shutil.rmtree(old, ignore_errors=True)

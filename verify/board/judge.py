@@ -26,6 +26,7 @@ from verify.artifacts import TargetArtifacts, TaskArtifacts, arithmetic, find_ar
 from verify.board.bundle import bundle_folder
 from verify.board.consistency import contradiction, references
 from verify.board.results import BoardResults, ComponentResult, TaskResult, read_results
+from verify.board.times import print_times, task_times
 from verify.parity.compare import number
 from verify.parity.components import MOST_PROBLEMS, SMALL_OUTPUT
 from verify.results import Check, Subject
@@ -63,10 +64,12 @@ def judge(config: Path, path: Path) -> list[Check]:
     if missing:
         raise InputError(f"{shown(path)}: tasks: no {', '.join(missing)}; run the whole folder")
     checks: list[Check] = []
+    times: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task in find_artifacts(selection):
         (artifacts,) = task.targets
         expected = bundle["tasks"][task.task]
         checks += _components(task, artifacts, expected, results.tasks[task.task], path, folder)
+        times[task.task] = task_times(artifacts.components.values(), results.tasks[task.task])
         asked = asked_agreement(selection.pipeline, task.task, artifacts, "", shown(config))
         gate = asked or usual_agreement(artifacts, "")
         checks.append(_answers(task, artifacts, expected, results.tasks[task.task], gate))
@@ -77,11 +80,8 @@ def judge(config: Path, path: Path) -> list[Check]:
         **{"passed": all(check.passed for check in checks), "bundle": results.bundle_sha256},
         "device": results.device,
         "checks": [check.record() for check in checks],
-        "latency_ms": {
-            task: {name: one.latency_ms for name, one in found.components.items()}
-            for task, found in results.tasks.items()
-        },
-        "bmrt_test_ms": {task: found.bmrt_test_ms for task, found in results.tasks.items()},
+        "times": times,
+        "bmrt_test_lines": {task: found.bmrt_test_lines for task, found in results.tasks.items()},
     }
     write_atomically(verdict, json.dumps(record, indent=1) + "\n")
     if results.device == SIMULATOR:
@@ -89,6 +89,8 @@ def judge(config: Path, path: Path) -> list[Check]:
             f"{shown(path)}: made on the simulator: parity counts, milliseconds mean nothing",
             markup=False,
         )
+    else:
+        print_times(times)
     return checks
 
 

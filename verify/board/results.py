@@ -44,11 +44,13 @@ class CaseResult(Strict):
 
 
 class ComponentResult(Strict):
-    """One component: figures of its cases, and how long each net took."""
+    """One component: figures of its cases, and how long each net took in each shape."""
 
     key: Digest
     cases: Annotated[tuple[CaseResult, ...], Field(max_length=1000)]
+    #: a net alone, and all its tensors to and from the device
     latency_ms: dict[Text, NotNegative]
+    transfer_ms: dict[Text, NotNegative]
 
 
 class AnswerResult(Strict):
@@ -58,6 +60,8 @@ class AnswerResult(Strict):
     probability: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     cosine: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
     milliseconds: NotNegative
+    #: launches by ``component/net``
+    calls: dict[Text, Annotated[int, Field(ge=0)]]
 
 
 class TaskResult(Strict):
@@ -65,14 +69,16 @@ class TaskResult(Strict):
 
     components: dict[Text, ComponentResult]
     answers: Annotated[tuple[AnswerResult, ...], Field(max_length=1000)]
-    #: the vendor's own timing per file, one value per net, where its tool was there
-    bmrt_test_ms: dict[Text, Annotated[tuple[NotNegative, ...], Field(max_length=64)]]
+    #: the vendor's own timing per file and net, one value per stage, where its tool was there
+    bmrt_test_ms: dict[Text, dict[Text, tuple[NotNegative, ...]]]
+    #: what else that tool said, per file
+    bmrt_test_lines: dict[Text, tuple[Text, ...]]
 
 
 class BoardResults(Strict):
     """Everything a board measured."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     kind: Literal["board_results"]
     bundle_sha256: Digest
     pipeline: Text

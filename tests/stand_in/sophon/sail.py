@@ -1,24 +1,42 @@
 """Stands in for sophon-sail where there is no board: real BModels on the vendor's simulator.
 
-It keeps sail's semantics (read from the library's own source), its dtype traps included:
+It behaves as sail's sources do, in failure too; files and lines are those of release 3.10.7, of
+3.9.0 where it says so. ``release("3.9.0")`` makes it the library of that release:
 
-- ``update_data`` takes exactly float32, int8, uint8, int32, uint32, int16 and uint16 arrays. All
-  else (int64, float16, float64) silently becomes float32 first, as pybind11's first overload does,
-  and is then refused unless the tensor is float32. Half-precision tensors take two-byte items:
-  their ``uint16`` bits.
-- ``asnumpy`` gives half-precision tensors as ``uint16``.
+- A failed launch is logged and ``process`` returns, every release (graph.cpp:711-723). So do failed
+  copies: ``update_data`` (tensor.cpp:1772-1778), ``asnumpy``, whose array then is memory that
+  nobody has written (2468-2471), and ``sync_d2d``, which logs nothing either (1092).
+  ``FAULTS`` makes them fail.
+- Up to 3.9.0 every error that later raises ends the process with ``exit`` (tensor.cpp:874-882,
+  1434-1484; engine.cpp:384-388 of 3.9.0), and there are no views (bind.cpp:286-296 of 3.9.0).
+- ``update_data`` takes exactly the dtypes that have an overload (bind.cpp:310-316); all else
+  (int64, float16, float64) silently becomes float32, as pybind11's first overload does. From 3.10.7
+  on that is refused unless the tensor is float32 (tensor.cpp:1665-1698); before, only too many
+  bytes are (1478-1485 of 3.9.0), and int16 and uint32 have no overload (bind.cpp:296-300 of 3.9.0).
+- ``asnumpy`` gives half-precision tensors as ``uint16`` and ``uint32`` as ``int32``
+  (tensor.cpp:2523-2530).
+- ``Engine(path, device, mode)`` allocates all inputs and outputs of all nets (engine.cpp:645-660,
+  graph.cpp:554-580); ``Engine(device)`` and ``load`` do not (638-643, 747-749).
+- A view is not kept alive by, and does not keep, the tensor that it is part of
+  (tensor.cpp:756-810).
 - A net reads the bytes of its tensors as its own dtypes: another dtype is never noticed.
 - ``Engine.process`` on numpy is float32 only: other inputs are cast, half-precision outputs are
   reinterpreted memory.
-- Offsets and lengths of ``sync_d2d`` count elements, and dtypes must match.
+- Offsets and lengths of ``sync_d2d`` count elements, and dtypes must match (tensor.cpp:1060-1093).
 - Device memory is not system memory: what is not synchronised is not seen.
+- ``__version__`` is the date of the build, never the release (tensor.cpp:364-377).
 
-``BUS`` counts the bytes that cross between host and device.
+``BUS`` counts the bytes that cross between host and device and the copies on the device;
+``MEMORY`` what is allocated there.
 """
 
 from __future__ import annotations
 
 import enum
+import os
+import sys
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +44,55 @@ import numpy as np
 from runtime.simulator.session import SimulatorSession
 
 DEVICES = 1
+__version__ = "master(20251114_120000)"
+_release = (3, 10, 7)
 
 
 class Bus:
-    """Bytes copied between host and device."""
+    """Bytes copied between host and device, and copies within the device."""
 
     def __init__(self) -> None:
         self.to_device = 0
         self.from_device = 0
+        self.device_copies = 0
+
+
+class Memory:
+    """Bytes of device memory that tensors hold."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.peak = 0
+
+    def change(self, size: int) -> None:
+        self.used += size
+        self.peak = max(self.peak, self.used)
+
+
+class Faults:
+    """What fails, as the library fails: without an exception."""
+
+    def __init__(self) -> None:
+        self.launches: set[tuple[str, int]] = set()  # (end of a net's name, its n-th launch)
+        self.copies: set[str] = set()  # update_data, sync_d2d, asnumpy
+        self.count: Counter[str] = Counter()
+
+    def launch_fails(self, graph: str) -> bool:
+        self.count[graph] += 1
+        return any(graph.endswith(net) and self.count[graph] == n for net, n in self.launches)
 
 
 BUS = Bus()
+MEMORY = Memory()
+FAULTS = Faults()
+
+
+def release(number: str) -> None:
+    """Makes this the library of a release, e.g. ``3.9.0``."""
+    global _release
+    _release = tuple(int(part) for part in number.split("."))
+    views = "" if _release < (3, 9, 1) else "4. (src, shape, offset: int, no_copy: bool = True)"
+    Tensor.__init__.__doc__ = f"Overloaded function. 1. (handle, shape, dtype) {views}"
 
 
 class Dtype(enum.Enum):
@@ -78,7 +134,8 @@ _NUMPY = {
     Dtype.BM_INT32: np.int32,
     Dtype.BM_UINT32: np.uint32,
 }
-_OVERLOADS = (np.float32, np.int8, np.uint8, np.int32, np.uint32, np.int16, np.uint16)
+_OVERLOADS = (np.float32, np.int8, np.uint8, np.int32, np.uint16)
+_LATER_OVERLOADS = (*_OVERLOADS, np.uint32, np.int16)
 _DECLARED = {
     "f32": Dtype.BM_FLOAT32,
     "f16": Dtype.BM_FLOAT16,
@@ -90,6 +147,18 @@ _DECLARED = {
     "i8": Dtype.BM_INT8,
     "u8": Dtype.BM_UINT8,
 }
+
+
+def _raise(error: RuntimeError, code: int) -> None:
+    """Raises, or in 3.9.0 ends the process as C's ``exit`` does: nothing can catch that."""
+    if _release < (3, 9, 1):
+        print(f"[sail] [error] {error}", file=sys.stderr, flush=True)
+        os._exit(code % 256)
+    raise error
+
+
+def _log(line: str) -> None:
+    print(f"[sail] [error] {line}", file=sys.stderr, flush=True)
 
 
 def get_available_tpu_num() -> int:
@@ -105,14 +174,40 @@ class Handle:
 
 
 class Tensor:
-    def __init__(self, handle, shape, dtype, own_sys_data=False, own_dev_data=False) -> None:
-        assert isinstance(handle, Handle)
+    def __init__(self, first, shape, third, own_sys_data=False, own_dev_data=False) -> None:
         self._shape = [int(axis) for axis in shape]
-        self._dtype = dtype
-        itemsize = np.dtype(_NUMPY[dtype]).itemsize
-        size = int(np.prod(self._shape)) * itemsize
+        if isinstance(first, Tensor):
+            self._view(first, int(third), no_copy=own_sys_data)
+            return
+        assert isinstance(first, Handle)
+        self._dtype = third
+        size = self._bytes()
         self._sys = np.zeros(size, dtype=np.uint8) if own_sys_data else None
-        self._dev = np.zeros(size, dtype=np.uint8) if own_dev_data else None
+        self._memory = np.zeros(size, dtype=np.uint8) if own_dev_data else None
+        self._root = weakref.ref(self)
+        if own_dev_data:
+            MEMORY.change(size)
+            weakref.finalize(self, MEMORY.change, -size)
+
+    def _view(self, source: Tensor, offset: int, *, no_copy: bool) -> None:
+        assert _release >= (3, 9, 1), "3.9.0 has no such constructor"
+        self._dtype, self._sys, self._root = source._dtype, None, source._root
+        start = offset * np.dtype(_NUMPY[self._dtype]).itemsize
+        if source._dev is None:
+            _raise(SailTensorError("invalid Tensor"), 2009)
+        if start + self._bytes() > source._dev.nbytes:
+            _raise(SailTensorError("size out of range"), 2006)
+        if not no_copy:
+            _raise(SailTensorError("not supported"), 2007)
+        self._memory = source._dev[start : start + self._bytes()]
+
+    def _bytes(self) -> int:
+        return int(np.prod(self._shape)) * np.dtype(_NUMPY[self._dtype]).itemsize
+
+    @property
+    def _dev(self) -> np.ndarray | None:
+        assert self._root() is not None, "the tensor that this is a view of has been freed"
+        return self._memory
 
     def shape(self):
         return list(self._shape)
@@ -121,31 +216,40 @@ class Tensor:
         return self._dtype
 
     def update_data(self, data: np.ndarray) -> None:
-        if data.dtype.type not in _OVERLOADS:
+        checked = _release >= (3, 10, 7)
+        if data.dtype.type not in (_LATER_OVERLOADS if checked else _OVERLOADS):
             data = data.astype(np.float32)
         if list(data.shape) != self._shape:
-            raise SailTensorError("invalid argument")
+            _raise(SailTensorError("invalid argument"), 2004)
         wanted = np.dtype(_NUMPY[self._dtype])
         fits = data.itemsize == wanted.itemsize and (self._dtype in _HALF or data.dtype == wanted)
-        if not fits:
-            raise SailTensorError("Wrong dtype of input array!")
+        if checked and not fits:
+            _raise(SailTensorError("Wrong dtype of input array!"), 2005)
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        if raw.nbytes > self._bytes():
+            _raise(SailTensorError("size out of range"), 2006)
         if self._sys is not None:
-            self._sys[:] = raw
-        elif self._dev is not None:
-            self._dev[:] = raw
-            BUS.to_device += raw.nbytes
+            self._sys[: raw.nbytes] = raw
+        elif self._dev is None:
+            _raise(SailTensorError("invalid Tensor"), 2003)
+        elif "update_data" in FAULTS.copies:
+            _log("bm_memcpy_s2d_partial(sys_data=%p, dev_data.addr=%p, size=%d)")
         else:
-            raise SailTensorError("invalid Tensor")
+            self._dev[: raw.nbytes] = raw
+            BUS.to_device += raw.nbytes
 
     def asnumpy(self) -> np.ndarray:
         memory = self._sys
         if memory is None:
             if self._dev is None:
-                raise SailTensorError("invalid Tensor")
+                _raise(SailTensorError("invalid Tensor"), 2003)
             memory = self._dev
+            if "asnumpy" in FAULTS.copies:
+                _log("bm_memcpy_d2s_partial() err")
+                memory = np.full(memory.nbytes, 7, dtype=np.uint8)
             BUS.from_device += memory.nbytes
-        return memory.view(_NUMPY[self._dtype]).reshape(self._shape).copy()
+        seen = np.int32 if self._dtype is Dtype.BM_UINT32 else _NUMPY[self._dtype]
+        return memory.view(seen).reshape(self._shape).copy()
 
     def sync_s2d(self) -> None:
         if self._sys is not None and self._dev is not None:
@@ -159,26 +263,50 @@ class Tensor:
 
     def sync_d2d(self, src: Tensor, offset_src: int, offset_dst: int, len: int) -> None:  # noqa: A002
         if self._dtype != src._dtype:
-            raise SailTensorError("mismatch Tensor")
+            _raise(SailTensorError("mismatch Tensor"), 2005)
         if self._dev is None or src._dev is None:
-            raise SailTensorError("invalid Tensor")
+            _raise(SailTensorError("invalid Tensor"), 2009)
         item = np.dtype(_NUMPY[self._dtype]).itemsize
         if (offset_src + len) * item > src._dev.nbytes or (
             offset_dst + len
         ) * item > self._dev.nbytes:
-            raise SailTensorError("size out of range")
-        source = src._dev[offset_src * item : (offset_src + len) * item].copy()
-        self._dev[offset_dst * item : (offset_dst + len) * item] = source
+            _raise(SailTensorError("size out of range"), 2007)
+        BUS.device_copies += 1
+        if "sync_d2d" not in FAULTS.copies:
+            source = src._dev[offset_src * item : (offset_src + len) * item].copy()
+            self._dev[offset_dst * item : (offset_dst + len) * item] = source
+
+
+release("3.10.7")
 
 
 class Engine:
-    def __init__(self, bmodel_path: str, dev_id: int, mode: IOMode) -> None:
-        if dev_id >= DEVICES:
-            raise SailEngineError("Engine related error")
+    def __init__(self, bmodel_path: str | int, dev_id: int = 0, mode: IOMode = IOMode.DEVIO):
+        device = bmodel_path if isinstance(bmodel_path, int) else dev_id
+        if device >= DEVICES:
+            _raise(SailEngineError("Engine related error"), 3002)
+        self._nets = {}
+        self._mode = mode
+        self._handle = Handle(device)
+        if isinstance(bmodel_path, int):
+            return
+        if not self.load(bmodel_path):
+            _raise(SailEngineError("invalid bmodel"), 3002)
+        self._own = [
+            Tensor(self._handle, tensor.shape, _DECLARED[tensor.dtype], False, True)
+            for net in self._nets.values()
+            for tensor in [*net.inputs, *net.outputs]
+        ]
+
+    def load(self, bmodel_path: str) -> bool:
+        if not Path(bmodel_path).is_file():
+            _log(f"bmodel {bmodel_path} does not exist")
+            if _release < (3, 9, 1):
+                _raise(SailEngineError("invalid bmodel"), 3002)
+            return False
         self._session = SimulatorSession(bmodel_path, Path(bmodel_path).parent.name.lower())
         self._nets = self._session.nets()
-        self._mode = mode
-        self._handle = Handle(dev_id)
+        return True
 
     def get_handle(self) -> Handle:
         return self._handle
@@ -205,20 +333,23 @@ class Engine:
         system_in = self._mode in (IOMode.SYSI, IOMode.SYSIO)
         for tensor in [*inputs.values(), *outputs.values()]:
             if tensor._dev is None:
-                raise SailEngineError("bad input")
+                _raise(SailEngineError("bad input"), 3007)
         if {tensor.name for tensor in net.inputs} != set(inputs):
-            raise SailEngineError("bad input")
+            _raise(SailEngineError("bad input"), 3007)
         feeds = {}
         for declared in net.inputs:
             tensor = inputs[declared.name]
             if system_in:
                 if tensor._sys is None:
-                    raise SailEngineError("bad input")
+                    _raise(SailEngineError("bad input"), 3007)
                 tensor.sync_s2d()
             # Whatever the tensor says it is, the net reads the bytes as its own dtype.
             values = tensor._dev.view(np.dtype(declared.array_dtype))
             # The driver takes the stage that has the tensors' shapes.
             feeds[declared.name] = values.reshape(tensor._shape)
+        if FAULTS.launch_fails(graph_name):
+            _log("bmrt_launch_tensor_ex() err")
+            return None
         results = self._session.run(graph_name, feeds, stage=True)
         for name, array in results.items():
             raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -230,13 +361,13 @@ class Engine:
 
     def _process_numpy(self, graph_name, inputs):
         if self._mode not in (IOMode.SYSI, IOMode.SYSIO):
-            raise SailEngineError("bad input")
+            _raise(SailEngineError("bad input"), 3002)
         net = self._nets[graph_name]
         feeds = {}
         for declared in net.inputs:
             array = np.asarray(inputs[declared.name], dtype=np.float32)
             if declared.dtype not in ("f32", "i32", "i8", "u8"):
-                raise SailEngineError("not supported")
+                _raise(SailEngineError("not supported"), 3002)
             feeds[declared.name] = array.astype(np.dtype(declared.array_dtype))
         results = {}
         for declared, array in zip(
