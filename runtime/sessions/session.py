@@ -268,9 +268,10 @@ class Session(ABC):
         logits = widened(logits)
         if not np.isfinite(logits.sum()):
             manifest = self.manifest
+            cure = "--mode exact" if manifest.target.startswith("openvino") else "bf16 or f32"
             raise BackendError(
                 f"{manifest.component} on {manifest.target} {manifest.precision}: logits are not "
-                "finite; use a wider precision (f32, bf16) or --mode exact"
+                f"finite; use {cure}"
             )
         return logits
 
