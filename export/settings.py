@@ -97,6 +97,9 @@ def read_settings(files: CheckpointFiles, image_size: int | None = None) -> Mode
 
 
 def _checked(task: Task, config: Any, path: Path) -> ModelSettings:
+    # Here, not above: an unchanged run must not wait for torch to load.
+    from transformers.activations import ACT2FN
+
     text, vision = config.text_config, config.vision_config
 
     def refuse(key: str, what: str) -> InputError:
@@ -124,6 +127,14 @@ def _checked(task: Task, config: Any, path: Path) -> ModelSettings:
                 f"{section}.hidden_size",
                 f"{part.hidden_size} is not a multiple of num_attention_heads "
                 f"{part.num_attention_heads}; choose one that is",
+            )
+        # With none, a row of equal values would be divided by zero.
+        if not isinstance(part.layer_norm_eps, float) or part.layer_norm_eps <= 0:
+            raise refuse(f"{section}.layer_norm_eps", f"{part.layer_norm_eps!r} must be above zero")
+        if part.hidden_act not in ACT2FN:
+            raise refuse(
+                f"{section}.hidden_act",
+                f"{part.hidden_act!r} is no activation that transformers knows; name one",
             )
     if not text.is_decoder:
         raise refuse("text_config.is_decoder", "must be true: BLIP's text attends the image")
