@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.variants.base import BATCH, MODES, Inputs
-from configs.errors import InputError, ToolError
+from configs.errors import ConfigError, InputError, ToolError
 from configs.layout import REPOSITORY_ROOT, Layout, checkpoint_folder
 from configs.load import load_target, shown
 from configs.schema import PipelineConfig, Task
@@ -72,6 +72,11 @@ def _of_length(ids: list[int], length: int) -> list[int]:
 
 
 def _make_checkpoint(pipeline: PipelineConfig, task: Task) -> None:
+    if pipeline.tasks[task].image_size:
+        raise ConfigError(
+            f"tasks.{task}.image_size: the checkpoint is measured beside the artifacts, at its own "
+            "size; remove it"
+        )
     folder = checkpoint_folder(pipeline.tasks[task].checkpoint)
     if folder is None or (folder / "config.json").is_file():
         return

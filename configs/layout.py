@@ -18,6 +18,10 @@ from configs.schema import (
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS_FOLDER = REPOSITORY_ROOT / "configs"
 TARGETS_FOLDER = CONFIGS_FOLDER / "targets"
+#: Quantize tables that were found on the shipped checkpoints.
+TABLES_FOLDER = CONFIGS_FOLDER / "quantize-tables"
+#: The shipped checkpoints, which are trained on drawn scenes.
+CHECKPOINTS_FOLDER = REPOSITORY_ROOT / "models" / "checkpoints"
 TPU_ENVIRONMENT = REPOSITORY_ROOT / ".venv-tpu"
 
 TASK_MANIFEST = "manifest.json"
@@ -95,6 +99,12 @@ class Layout:
         cores = f"_{target.cores}core" if target.cores > 1 else ""
         stem = f"{task}_{component}_{target.name}_{precision}_{batch}b{cores}"
         return Location(folder, stem)
+
+
+def is_shipped(source: str) -> bool:
+    """Whether a pipeline file's ``checkpoint`` is one of ``models/checkpoints``."""
+    folder = checkpoint_folder(source)
+    return folder is not None and folder.resolve().parent == CHECKPOINTS_FOLDER
 
 
 def checkpoint_folder(source: str) -> Path | None:

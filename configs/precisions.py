@@ -28,10 +28,10 @@ class Format:
     vendor_flag: str | None
     #: peak memory of TPU-MLIR's compiler in float32 weights (BLIP-base, measured)
     deploy_memory: float = 3.0
-    #: least and most bytes per weight of an IR; None: OpenVINO does not build it. What is no
-    #: product's weight (norms, biases, tables of positions, projections beside a residual) stays in
-    #: half precision in an integer IR; scales add a few percent.
-    ir_bytes: tuple[float, float] | None = None
+    #: most bytes per weight of an IR; None: OpenVINO does not build it. What is no product's weight
+    #: (norms, biases, tables of positions, projections beside a residual) stays in float in an
+    #: integer IR; scales add a few percent.
+    ir_bytes: float | None = None
 
     @property
     def integer_weights(self) -> bool:
@@ -54,13 +54,13 @@ class Format:
 
 
 PRECISIONS: Mapping[Precision, Format] = {
-    "f16": Format("f16", "f16", "F16", 2.0, (1.0, 2.04)),
+    "f16": Format("f16", "f16", "F16", 2.0, 2.0),
     "bf16": Format("bf16", "bf16", "BF16", 2.0),
-    "f32": Format("f32", "f32", "F32", 4.0, (2.0, 4.08)),
-    "w8f16": Format("int8", "f16", "W8F16", ir_bytes=(0.9, 1.25)),
+    "f32": Format("f32", "f32", "F32", 4.0, 4.0),
+    "w8f16": Format("int8", "f16", "W8F16", ir_bytes=1.25),
     "w8bf16": Format("int8", "bf16", "W8BF16"),
-    "int8": Format("int8", "int8", "INT8", ir_bytes=(0.9, 1.25)),
-    "w4f16": Format("int4", "f16", "W4F16", ir_bytes=(0.5, 1.1)),
+    "int8": Format("int8", "int8", "INT8", ir_bytes=1.25),
+    "w4f16": Format("int4", "f16", "W4F16", ir_bytes=1.1),
     "w4bf16": Format("int4", "bf16", "W4BF16"),
     # A set only: its components are int8, w8f16 and w4f16.
     "int4": Format("int4", "int8", None),

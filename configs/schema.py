@@ -106,6 +106,9 @@ class TaskConfig(Strict):
     revision: str | None = None
     #: first token of a question or text: [CLS] as HuggingFace does, or [ENC] as the original code
     question_start: Literal["cls", "enc"] = "cls"
+    #: pixels of an image's side, where not the checkpoint's own: the table of positions is
+    #: interpolated, as HuggingFace does with ``interpolate_pos_encoding=True``
+    image_size: PositiveInt | None = None
     shapes: StaticShapes
 
 

@@ -45,9 +45,11 @@ def check_tensors(files: CheckpointFiles) -> None:
         )
     config = read_config(files)
     for key, found, name in _sizes(config, stored):
+        other = key.removeprefix("vision_config.") if "image_size" in key else ""
+        cure = f"; for other pictures give tasks.{files.task}.{other}" if other else ""
         raise InputError(
             f"{shown(files.folder / CONFIG)}: {key} does not fit the weights: {name} {found}; "
-            "use the config.json of these weights"
+            f"use the config.json of these weights{cure}"
         )
     with torch.device("meta"):
         model = getattr(transformers, files.identity.architecture)(config)

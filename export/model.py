@@ -13,8 +13,10 @@ from export.settings import read_config
 from pipeline.checkpoint.tensors import BUFFER
 
 
-def load_model(files: CheckpointFiles) -> Any:
+def load_model(files: CheckpointFiles, image_size: int | None = None) -> Any:
     """The HuggingFace model in float32, in evaluation mode, without gradients.
+
+    ``image_size`` is the side of the pictures where it is not the checkpoint's own.
 
     Raises:
         InputError: weights missing, of another shape, or not finite.
@@ -59,4 +61,11 @@ def load_model(files: CheckpointFiles) -> Any:
             )
     model.eval()
     model.requires_grad_(False)
+    if image_size is not None:
+        embeddings = model.vision_model.embeddings
+        tokens = torch.empty(
+            1, (image_size // embeddings.patch_size) ** 2 + 1, embeddings.embed_dim
+        )
+        table = embeddings.interpolate_pos_encoding(tokens, image_size, image_size)
+        embeddings.position_embedding = torch.nn.Parameter(table, requires_grad=False)
     return model

@@ -92,7 +92,8 @@ def plan(
         items = []
         for component in selection.task_components(task):
             location = layout.onnx(task, component)
-            key_inputs = _key_inputs(component, files, versions)
+            pixels = selection.pipeline.tasks[task].image_size
+            key_inputs = _key_inputs(component, files, pixels, versions)
             reusable = not force and current(location, key_of(key_inputs)) is not None
             items.append(Item(component, location, key_inputs, reusable))
         task_item = plan_task(selection.pipeline, files, layout, versions, force=force)
@@ -101,7 +102,7 @@ def plan(
 
 
 def _key_inputs(
-    component: Component, files: CheckpointFiles, versions: dict[str, str]
+    component: Component, files: CheckpointFiles, image_size: int | None, versions: dict[str, str]
 ) -> dict[str, Any]:
     """Everything that decides a component's files. Static shapes do not: its axes are dynamic."""
     weights = registry.parameters_of(component, files.task, files.parameters)
@@ -113,6 +114,7 @@ def _key_inputs(
         "architecture": files.identity.architecture,
         "config": files.config_sha256,
         "weights": files.digest(weights),
+        "image_size": image_size if "image" in reads else None,
         # Reference inputs are real: scenes through the checkpoint's own processor.
         "processor": {n: d for n, d in files.processor_sha256.items() if n in names},
         "sources": source_digest(
@@ -138,7 +140,8 @@ class _Loaded:
         from export.model import load_model
         from export.samples import Samples
 
-        return Samples(load_model(self.files), self.processor, self.settings)
+        size = self.settings.image_size if self.settings.resized else None
+        return Samples(load_model(self.files, size), self.processor, self.settings)
 
 
 def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> int:
@@ -159,7 +162,7 @@ def run(selection: Selection, plans: list[TaskPlan], *, force: bool = False) -> 
     loaded = []
     for item in pending:
         config = selection.pipeline.tasks[item.task]
-        settings = read_settings(item.files)
+        settings = read_settings(item.files, config.image_size)
         check_shapes(settings, config.shapes)
         check_tensors(item.files)
         processor = load_processor(item.files, settings)

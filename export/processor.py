@@ -39,8 +39,12 @@ def load_processor(files: CheckpointFiles, settings: ModelSettings) -> Processor
     from transformers import AutoTokenizer, BlipImageProcessorPil
 
     where = shown(files.folder)
+    size = settings.image_size
+    options = {"size": {"height": size, "width": size}} if settings.resized else {}
     try:
-        image_processor = BlipImageProcessorPil.from_pretrained(files.folder, local_files_only=True)
+        image_processor = BlipImageProcessorPil.from_pretrained(
+            files.folder, local_files_only=True, **options
+        )
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -73,7 +77,8 @@ def _check_image_processor(processor: Any, settings: ModelSettings, where: str) 
     if (size.height, size.width) != (settings.image_size, settings.image_size):
         raise InputError(
             f"{where}: preprocessor_config.json: size {size.height} x {size.width} differs from "
-            f"vision_config.image_size {settings.image_size}; make them equal"
+            f"vision_config.image_size {settings.image_size}; make them equal, or choose a size "
+            f"with tasks.{settings.task}.image_size: {size.height}"
         )
     if int(processor.resample) not in _RESAMPLE:
         known = ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())

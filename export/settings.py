@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class ModelSettings:
     start_token_id: int
     end_token_id: int
     pad_token_id: int
+    #: whether ``image_size`` is not the checkpoint's own
+    resized: bool = False
 
     def dimensions(self) -> Dimensions:
         """As the task manifest records them."""
@@ -72,16 +74,32 @@ def read_config(files: CheckpointFiles) -> Any:
         ) from None
 
 
-def read_settings(files: CheckpointFiles) -> ModelSettings:
-    """Reads and checks config.json.
+def read_settings(files: CheckpointFiles, image_size: int | None = None) -> ModelSettings:
+    """Reads and checks config.json; ``image_size`` is what the pipeline file wants instead.
 
     Raises:
         InputError: a value with which no model can be built, naming its key.
+        ConfigError: the wanted size is no multiple of the patches'.
     """
-    return _checked(files.task, read_config(files), files.folder / CONFIG)
+    config = read_config(files)
+    settings = _checked(files.task, config, files.folder / CONFIG)
+    patch = config.vision_config.patch_size
+    if image_size is None:
+        return settings
+    if image_size % patch:
+        raise ConfigError(
+            f"tasks.{files.task}.image_size: {image_size} is not a multiple of the checkpoint's "
+            f"patch size {patch}; choose {max(1, image_size // patch) * patch}"
+        )
+    return replace(
+        settings, image_size=image_size, image_tokens=(image_size // patch) ** 2 + 1, resized=True
+    )
 
 
 def _checked(task: Task, config: Any, path: Path) -> ModelSettings:
+    # Here, not above: an unchanged run must not wait for torch to load.
+    from transformers.activations import ACT2FN
+
     text, vision = config.text_config, config.vision_config
 
     def refuse(key: str, what: str) -> InputError:
@@ -109,6 +127,14 @@ def _checked(task: Task, config: Any, path: Path) -> ModelSettings:
                 f"{section}.hidden_size",
                 f"{part.hidden_size} is not a multiple of num_attention_heads "
                 f"{part.num_attention_heads}; choose one that is",
+            )
+        # With none, a row of equal values would be divided by zero.
+        if not isinstance(part.layer_norm_eps, float) or part.layer_norm_eps <= 0:
+            raise refuse(f"{section}.layer_norm_eps", f"{part.layer_norm_eps!r} must be above zero")
+        if part.hidden_act not in ACT2FN:
+            raise refuse(
+                f"{section}.hidden_act",
+                f"{part.hidden_act!r} is no activation that transformers knows; name one",
             )
     if not text.is_decoder:
         raise refuse("text_config.is_decoder", "must be true: BLIP's text attends the image")

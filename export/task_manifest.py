@@ -63,6 +63,7 @@ def plan_task(
             "config": files.config_sha256,
             "processor": files.processor_sha256,
             "question_start": config.question_start,
+            "image_size": config.image_size,
             "shapes": config.shapes.model_dump(),
             "sources": source_digest("export.task_manifest"),
             "tools": {name: versions[name] for name in ("transformers", "tokenizers")},

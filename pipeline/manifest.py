@@ -31,6 +31,7 @@ from runtime.files.manifests import manifest_data as manifest_data
 from runtime.files.manifests import manifest_text as manifest_text
 from runtime.files.nets import Estimate as Estimate
 from runtime.files.nets import HostLookup as HostLookup
+from runtime.files.nets import KeptConstant as KeptConstant
 from runtime.files.nets import Net as Net
 from runtime.files.nets import NetVariant as NetVariant
 from runtime.files.nets import State as State

@@ -6,7 +6,8 @@ would pass on such weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ class Sizes:
     positions: int = 40
     features: int = 12
     tied: bool = True
+    #: further keys of text_config and of vision_config
+    text: Mapping[str, Any] = field(default_factory=dict)
+    vision: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pieces() -> list[str]:
@@ -60,6 +64,7 @@ def make_config(sizes: Sizes) -> Any:
             "sep_token_id": 3,
             "pad_token_id": 0,
             "tie_word_embeddings": sizes.tied,
+            **sizes.text,
         },
         vision_config={
             "image_size": sizes.image,
@@ -68,6 +73,7 @@ def make_config(sizes: Sizes) -> Any:
             "intermediate_size": sizes.vision_width * 2,
             "num_attention_heads": sizes.vision_heads,
             "num_hidden_layers": sizes.vision_layers,
+            **sizes.vision,
         },
         image_text_hidden_size=sizes.features,
         tie_word_embeddings=sizes.tied,

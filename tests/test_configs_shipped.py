@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from configs.layout import CONFIGS_FOLDER, Layout, checkpoint_folder
 from configs.load import load_pipeline, load_target, target_names
+from configs.precisions import PRECISIONS
 from configs.schema import TASK_COMPONENTS
+from verify.answers.metrics.gates import fitting
+from verify.plan import OPENVINO_MODES
 
 PIPELINES = sorted(CONFIGS_FOLDER.glob("*.yaml"))
 PIPELINES = [path for path in PIPELINES if path.name != "tolerances.yaml"]
@@ -31,6 +35,27 @@ def test_pipeline_loads_and_gates_every_target(path: Path) -> None:
     assert pipeline.name == path.stem
     assert set(pipeline.tasks) <= set(TASK_COMPONENTS)
     assert set(pipeline.verify.tokens) == {"onnx", *pipeline.targets}
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_every_listed_precision_has_a_gate_of_its_own(path: Path) -> None:
+    pipeline = load_pipeline(path)
+    for task, (name, target) in product(pipeline.tasks, pipeline.targets.items()):
+        gates = pipeline.verify.gates.get(task, {})
+        for precision, mode in product(target.precisions, OPENVINO_MODES):
+            found = fitting(gates, target=name, precision=precision, mode=mode)
+            asked = [gate.min_agreement for _, gate in found]
+            assert any(share is not None for share in asked), f"{task} {name}.{precision}"
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_tables_and_scenes_of_the_shipped_checkpoints_serve_no_others(path: Path) -> None:
+    pipeline = load_pipeline(path)
+    if all(checkpoint_folder(task.checkpoint) for task in pipeline.tasks.values()):
+        return
+    for target in pipeline.targets.values():
+        assert target.quantize_tables is None
+        assert not any(PRECISIONS[precision].calibrated for precision in target.precisions)
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)

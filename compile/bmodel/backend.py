@@ -14,7 +14,7 @@ from compile.bmodel.info import BModelInfo, match_inputs, match_outputs
 from compile.bmodel.plan import INTEGER, TABLE, THRESHOLDS, BModelPlan, NetPlan, plan_bmodel
 from compile.bmodel.rewrites import check_names
 from compile.calibration.given import GivenFiles
-from configs.errors import ToolError
+from configs.errors import ConfigError, ToolError
 from configs.precisions import PRECISIONS
 from pipeline.build import tool_versions
 from pipeline.manifest import Estimate, HostLookup, Net, NetVariant, Quantization, QuantizedNet
@@ -76,7 +76,18 @@ class SophonBackend(Backend[BModelPlan]):
         }
 
     def build(self, plan: BModelPlan, folder: Path) -> dict[str, Any]:
-        """Prepare, transform, deploy, combine, read back."""
+        """Prepare, transform, deploy, combine, read back.
+
+        Raises:
+            ConfigError: the chip's half precision cannot hold what the component computes.
+        """
+        # Here, not above: an unchanged run must not wait for onnxruntime to load.
+        from compile.graphs.half_range import beyond_half
+
+        with self._build.measuring(plan.source.size_bytes):
+            reason = beyond_half(plan.job, plan.source)
+        if reason:
+            raise ConfigError(reason)
         prepared = self._build.prepare(plan.preparation)
         plan = plan.settled(prepared.needed)
         shutil.rmtree(plan.folder, ignore_errors=True)
@@ -229,9 +240,10 @@ def _sources(plan: BModelPlan) -> str:
     integers = () if plan.calibrated else ("compile.bmodel.integers",)
     return source_digest(
         "compile.bmodel.backend",
-        # Tolerances say whether a build passes.
+        # Tolerances and ranges say whether a build passes.
         without=(
             *("compile.calibration", "compile.bmodel.task_file", "configs.tolerances"),
+            "compile.graphs.half_range",
             *integers,
         ),
         by_name=[f"compile.bmodel.rewrites.{name}" for name in plan.preparation.rewrites],

@@ -14,7 +14,8 @@ from compile.calibration.examples import (
     example_count,
     examples_digest,
 )
-from configs.errors import InputError
+from configs.errors import ConfigError, InputError
+from configs.layout import REPOSITORY_ROOT, TABLES_FOLDER, checkpoint_folder, is_shipped
 from configs.schema import TASK_COMPONENTS, Component, Task
 from pipeline.console import messages
 from pipeline.manifest import file_sha256
@@ -41,6 +42,13 @@ class GivenFiles:
             return
         self._done.add(key)
         idle = check_tables(job.layout.pipeline, job.target, _integers(job, integer))
+        folder = job.layout.pipeline.targets.get(job.target.name)
+        named = folder.quantize_tables if folder else None
+        if named and (REPOSITORY_ROOT / named).resolve() == TABLES_FOLDER and _foreign(job):
+            _warn(
+                f"targets.{job.target.name}.quantize_tables: {named} was found on the shipped "
+                f"checkpoints, not on {', '.join(_foreign(job))}; remove it to search for tables"
+            )
         if idle:
             _warn(
                 f"targets.{job.target.name}.quantize_tables: {', '.join(idle)}: not used, no set "
@@ -56,12 +64,16 @@ class GivenFiles:
             keep: whether to note in the work folder that these files were good.
 
         Raises:
+            ConfigError: a checkpoint of the hub would be calibrated on drawn scenes unasked.
             InputError: a file or line that cannot be used, or a text that is too long.
         """
         calibration = job.layout.pipeline.calibration
-        if ("data", task) in self._done or calibration.source == SCENES:
+        if ("data", task) in self._done:
             return
         self._done.add(("data", task))
+        if calibration.source == SCENES:
+            _check_scenes(job)
+            return
         found = example_count(calibration, task)
         if found < calibration.samples:
             _warn(
@@ -88,6 +100,27 @@ class GivenFiles:
             cached(job.layout.work, name, key, read)
         elif not cached_path(job.layout.work, name, key).is_dir():
             read(None)
+
+
+def _foreign(job: Job) -> list[str]:
+    """Checkpoints of a pipeline that never saw drawn scenes."""
+    tasks = job.layout.pipeline.tasks.values()
+    return sorted({task.checkpoint for task in tasks if not is_shipped(task.checkpoint)})
+
+
+def _check_scenes(job: Job) -> None:
+    """Drawn scenes are what the shipped checkpoints see; others get ranges of other pictures."""
+    checkpoint = job.layout.pipeline.tasks[job.task].checkpoint
+    if is_shipped(checkpoint):
+        return
+    reason = (
+        f"calibration.source: {job.name} is calibrated on drawn scenes, which {checkpoint} was not "
+        "trained on; name a folder of pictures like those it will see"
+    )
+    asked = "source" in job.layout.pipeline.calibration.model_fields_set
+    if checkpoint_folder(checkpoint) is None and not asked:
+        raise ConfigError(f"{reason}, or write scenes to have it so")
+    _warn(reason)
 
 
 def _integers(job: Job, integer: str) -> set[tuple[Task, Component]]:

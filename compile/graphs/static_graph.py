@@ -28,8 +28,8 @@ from configs.errors import ToolError
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"}
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """A plain onnxruntime session that computes the graph as written."""
+def session(path: Path | bytes) -> onnxruntime.InferenceSession:
+    """A plain onnxruntime session that computes the graph, or a serialised one, as written."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
@@ -41,7 +41,8 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     except Exception as error:
         # onnxruntime raises its own classes, which share no base but Exception.
         reason = " ".join(str(error).split())
-        raise ToolError(f"{path}: onnxruntime cannot load this graph ({reason})") from None
+        what = path if isinstance(path, Path) else "a changed graph"
+        raise ToolError(f"{what}: onnxruntime cannot load this graph ({reason})") from None
 
 
 def fix_shapes(graph: Path, inputs: Mapping[str, Array], result: Path) -> int:

@@ -21,6 +21,7 @@ from configs.load import shown
 from configs.precisions import PRECISIONS
 from configs.schema import TASK_COMPONENTS
 from pipeline.build import tool_versions
+from pipeline.console import messages
 from pipeline.manifest import Net, TensorSpec
 from pipeline.sources import source_digest
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from pipeline.tpu_tools.process import MemoryBudget
 
-#: Numbers of bytes that are no weights: shapes, indices, scalars.
-_SLACK_BYTES = 65_536
 #: Two threads that use the binding for the first time wait for each other forever: one holds its
 #: one-time initialisation, the other Python's global lock.
 _one_at_a_time = threading.Lock()
@@ -72,10 +71,11 @@ class OpenVinoBackend(Backend[IrPlan]):
         }
 
     def build(self, plan: IrPlan, folder: Path) -> dict[str, Any]:
-        """Converts, rewrites, saves, reads back and checks names, shapes and size."""
+        """Converts, rewrites, saves, reads back and checks names, shapes and constants."""
         # The graph in onnxruntime and in OpenVINO, compiled, and a serialised copy.
         memory_bytes = int(0.4e9 + 4.5 * plan.size_bytes)
         with self._budget.hold(memory_bytes), _one_at_a_time:
+            _warn_of_half_precision(plan)
             made = _static(plan, folder) if plan.shapes else _dynamic(plan, folder)
         return {**manifest_fields(plan), **made, "tools": _tools(plan)}
 
@@ -105,7 +105,10 @@ def _static(plan: IrPlan, folder: Path) -> dict[str, Any]:
 
 def _saved(model: openvino.Model, net: Net, xml: Path, plan: IrPlan) -> Net:
     """Writes an IR, reads it back, and checks what it has."""
+    # Here, not above: an unchanged run must not wait for it to load.
     import openvino
+
+    from compile.ir.constants import check_constants
 
     halved = PRECISIONS[plan.precision].weights != "f32"
     try:
@@ -118,8 +121,16 @@ def _saved(model: openvino.Model, net: Net, xml: Path, plan: IrPlan) -> Net:
             "check free space"
         ) from None
     found = checked(saved, net, xml)
-    _check_size(xml.with_suffix(".bin"), plan)
-    return replace(found, file=xml.name)
+    return replace(found, file=xml.name, kept_in_float32=check_constants(saved, plan, xml.name))
+
+
+def _warn_of_half_precision(plan: IrPlan) -> None:
+    """Some devices compute in f16, whatever the IR stores."""
+    from compile.graphs.half_range import beyond_half
+
+    for part in (plan.source, *plan.included):
+        if reason := beyond_half(plan.job, part):
+            messages.print(f"warning: {reason}", markup=False)
 
 
 def _tools(plan: IrPlan) -> dict[str, str]:
@@ -132,6 +143,7 @@ def _sources(plan: IrPlan) -> str:
     unused = {
         "compile.calibration": True,
         "configs.tolerances": True,  # whether a build passes
+        "compile.graphs.half_range": True,
         f"compile.ir.rewrites.{MERGE}": not plan.included,
         "compile.ir.static": not static,
         "compile.ir.precision": static or not plan.integers,
@@ -194,22 +206,3 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
         inputs=tuple(matched(net.inputs, model.inputs, "input")),
         outputs=tuple(matched(net.outputs, model.outputs, "output")),
     )
-
-
-def _check_size(binary: Path, plan: IrPlan) -> None:
-    """The weights file holds each exported weight once, in the wanted precision.
-
-    Raises:
-        ToolError: it is larger, e.g. because a shared embedding was written twice, or cut short.
-    """
-    weights = plan.size_bytes / 4
-    sizes = PRECISIONS[plan.precision].ir_bytes
-    if sizes is None:
-        raise ValueError(f"{plan.precision}: OpenVINO builds no such IR")
-    least, most = (weights * size for size in sizes)
-    actual = binary.stat().st_size
-    if not least - _SLACK_BYTES <= actual <= most + _SLACK_BYTES:
-        raise ToolError(
-            f"{binary.name}: {actual:,} bytes, expected {least:,.0f} to {most:,.0f} "
-            f"({weights:,.0f} weights as {plan.precision}); look for weights stored twice"
-        )

@@ -97,6 +97,19 @@ class Work:
 
 
 @dataclass(frozen=True)
+class KeptConstant:
+    """A constant of a half-precision IR that OpenVINO keeps in float32 (openvino)."""
+
+    name: str
+    #: how many numbers it has
+    values: int
+    #: share of them that f16 would lose: too small, too large, or rounded by more than 1
+    lost: float
+    #: the largest magnitude, which tells why
+    largest: float
+
+
+@dataclass(frozen=True)
 class NetVariant:
     """A net compiled for one shape."""
 
@@ -133,6 +146,8 @@ class Net(NetVariant):
     states: Tuple[State, ...] = ()
     #: the file's input ``[rows]`` int32 that says which row of its states each row continues
     row_index: Optional[str] = None
+    #: what stays in float32, because half precision would lose most of it (openvino)
+    kept_in_float32: Tuple[KeptConstant, ...] = ()
     #: the same net for further shapes, which share its weights (sophon)
     variants: Tuple[NetVariant, ...] = ()
 

@@ -95,6 +95,18 @@ class Checkpoint:
         self.tokenizer: Any = _from(AutoTokenizer, folder)
         # Named explicitly: which one `AutoProcessor` takes depends on what else is installed.
         self.processor: Any = _from(BlipImageProcessorPil, folder)
+        if size := layout.pipeline.tasks[task].image_size:
+            self._resize(size)
+
+    def _resize(self, size: int) -> None:
+        """Takes pictures of another size, as HuggingFace with ``interpolate_pos_encoding=True``."""
+        embeddings = self.model.vision_model.embeddings
+        tokens = self._torch.empty(
+            1, (size // embeddings.patch_size) ** 2 + 1, embeddings.embed_dim
+        )
+        table = embeddings.interpolate_pos_encoding(tokens, size, size)
+        embeddings.position_embedding = self._torch.nn.Parameter(table, requires_grad=False)
+        self.processor.size = {"height": size, "width": size}
 
     @property
     def text_config(self) -> Any:
