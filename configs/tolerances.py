@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -22,6 +22,7 @@ Gap = Literal[
     "hf_vs_wrapper",
     "wrapper_vs_onnxruntime",
     "checkpoint_vs_host",
+    "search_rules",
     "checkpoint_layers",
     "onnxruntime_vs_target",
     "target_layers",
@@ -124,6 +125,13 @@ class LayerTolerance(Bound):
 
     #: norm of what the layer adds to the error over the norm of its right output
     max_introduced_error: PositiveFloat
+    #: wider, for layers with an ONNX operator that the device approximates
+    by_operator: dict[str, PositiveFloat] = Field(default_factory=dict)
+
+    def bound(self, operators: Collection[str]) -> float:
+        """The bound of a layer that is made of these operators."""
+        wider = [limit for name, limit in self.by_operator.items() if name in operators]
+        return max([self.max_introduced_error, *wider])
 
 
 class ScoreTolerance(Bound):

@@ -50,7 +50,7 @@ def test_representative_fault_is_flagged_and_named(openvino_artifacts: Path, fau
 
 def test_the_suite_is_whole_and_its_names_are_unique() -> None:
     assert {fault.name for fault in chosen()} == set(REPRESENTATIVE)
-    assert (len(all_faults()), len(BMODEL_FAULTS)) == (143, 20)
+    assert (len(all_faults()), len(BMODEL_FAULTS)) == (152, 20)
     every = [fault.name for faults in FAULTS.values() for fault in faults]
     assert len(set(every)) == len(every)
 

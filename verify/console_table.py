@@ -16,6 +16,7 @@ _COMPARED_WITH = {
     "hf_vs_wrapper": "checkpoint",
     "wrapper_vs_onnxruntime": "wrapper",
     "checkpoint_vs_host": "checkpoint",
+    "search_rules": "generate",
     "checkpoint_layers": "layers",
     "onnxruntime_vs_target": "onnxruntime",
     "target_layers": "layers",

@@ -32,7 +32,7 @@ from verify.parity.components import (
 )
 from verify.parity.lineage import broken_lineage
 from verify.plan import Plan, Planned, make_plan
-from verify.results import STORE_FILE, Check, Store, passed
+from verify.results import STORE_FILE, Check, Store, Subject, passed
 from verify.verdict import UNFINISHED, VerdictFile, verdict_text
 
 
@@ -105,7 +105,11 @@ def failure(result: Verification) -> ParityError | None:
     # A tool that broke off says nothing about the artifact.
     advice = failed[0].record()["problems"][0]
     if any(check.samples for check in failed):
+        advice = "Rebuild with FORCE=1; if it stays, make bisect says which layer is wrong"
+    if any(check.samples and check.subject.kind == "layers" for check in failed):
         advice = "Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
+    elif any(check.subject.gap == "onnxruntime_vs_target" for check in failed):
+        advice += "; if none is, the net itself amplifies rounding: choose a finer precision"
     return ParityError(
         f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
         f"{shown(result.verdict)}. {advice}"
@@ -146,6 +150,8 @@ def _one(item: Planned, bench: TaskBench, progress: Steps) -> Check:
             return _layers(item, bench)
         if item.subject.gap == "combined_file":
             return combined_check(item.subject, item.artifacts)
+        if item.subject.gap == "search_rules":
+            return _search_rules(item.subject)
         if item.subject.kind == "host":
             return _host(item, bench)
         return _answers(item, bench)
@@ -202,9 +208,18 @@ def _layers(item: Planned, bench: TaskBench) -> Check:
     samples = bench.samples(item.artifacts, component)
     target = item.artifacts.components[component]
     stored = item.artifacts.stored(component)
-    layers = target_layers(onnx, target, samples, subject.variant, stored)
+    parts = {target.component, *target.includes}
+    merged = [other for part, other in item.task.onnx.components.items() if part in parts]
+    layers = target_layers(onnx, target, samples, subject.variant, stored, merged)
     computed = arithmetic(item.artifacts, subject.variant)
     return layer_check(subject, layers, computed, stored)
+
+
+def _search_rules(subject: Subject) -> Check:
+    from verify.host.check import host_check
+    from verify.host.search_rules import number_of_settings, search_rule_findings
+
+    return host_check(subject, search_rule_findings(), number_of_settings())
 
 
 def _host(item: Planned, bench: TaskBench) -> Check:

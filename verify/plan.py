@@ -96,6 +96,9 @@ def make_plan(
     """
     checks: list[Planned] = []
     not_simulated: list[str] = []
+    generating = next((task for task in tasks if task.task != "itm"), None)
+    if generating is not None and not selection.components:
+        checks.append(_search_rules(generating))
     # Task by task: one task's nets are all that has to fit into memory.
     for task in tasks:
         checks += _onnx_checks(selection, task, config)
@@ -192,6 +195,17 @@ def _host(selection: Selection, task: TaskArtifacts) -> Planned:
         "tools": tool_versions("transformers", "torch"),
     }
     return Planned(subject, _key(subject, task.onnx, inputs), task, task.onnx)
+
+
+def _search_rules(task: TaskArtifacts) -> Planned:
+    """Once for all tasks, and again only for other code: no net and no checkpoint is in it."""
+    subject = Subject("search_rules", task.task, None, ONNX, task.onnx.precision, "host")
+    decides = {
+        "subject": subject.__dict__,
+        "sources": source_digest("verify.host.search_rules"),
+        "tools": tool_versions("transformers", "torch", "numpy"),
+    }
+    return Planned(subject, key_of(decides), task, task.onnx)
 
 
 def _component(

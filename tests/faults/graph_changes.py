@@ -217,6 +217,31 @@ def one_row(array: np.ndarray) -> np.ndarray:
     return changed
 
 
+def zeroed(row: int) -> Callable[[np.ndarray], np.ndarray]:
+    """One row of a table is lost."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.copy()
+        changed[row] = 0
+        return changed
+
+    return change
+
+
+def renamed(name: str, change: Change) -> Change:
+    """A changed constant under a name that says nothing, as optimisers leave it."""
+
+    def apply(model: Model) -> None:
+        change(model)
+        initializer(model, name).name = "onnx::Gather_77"
+        for n in model.graph.node:
+            for i, read in enumerate(n.input):
+                if read == name:
+                    n.input[i] = "onnx::Gather_77"
+
+    return apply
+
+
 def interpolated(array: np.ndarray) -> np.ndarray:
     """Patch positions as if interpolated from a grid of half the size."""
     side = int(np.sqrt(array.shape[1] - 1))

@@ -19,6 +19,7 @@ from tests.faults.graph_changes import (
     noise,
     one_row,
     reads,
+    renamed,
     rounded_to_half,
     row_off,
     swap,
@@ -27,6 +28,7 @@ from tests.faults.graph_changes import (
     tanh_gelu,
     truncated,
     weight,
+    zeroed,
 )
 
 _VISION, _DECODER, _TEXT = "vision_encoder", "text_decoder", "text_encoder"
@@ -152,6 +154,20 @@ GRAPH_FAULTS: list[Fault] = [
         "caption",
         _DECODER,
         weight("embeddings.tokens", one_row),
+        r"embeddings\.tokens",
+    ),
+    graph_fault(
+        "renamed table with a lost row",
+        "vqa",
+        _TEXT,
+        renamed("embeddings.tokens", weight("embeddings.tokens", zeroed(176))),
+        r"embeddings\.tokens",
+    ),
+    graph_fault(
+        "token ids limited",
+        "vqa",
+        _TEXT,
+        before("input_ids", "Min", 180, TensorProto.INT64),
         r"embeddings\.tokens",
     ),
     graph_fault(

@@ -10,7 +10,8 @@ import openvino
 from openvino import opset13 as ops
 
 from tests.faults.fault import Fault, integer_fault
-from tests.faults.ir_changes import Change, dropped, find, put, scalar, tanh_gelu
+from tests.faults.graph_changes import zeroed
+from tests.faults.ir_changes import Change, dropped, find, put, scalar, tanh_gelu, weight
 
 _SEED = 5
 
@@ -191,5 +192,12 @@ INTEGER_FAULTS: list[Fault] = [
         "vision_encoder",
         _range("/layers.2/feed_forward/activation/Mul_1", 0.5),
         r"layers\.2\.feed_forward",
+    ),
+    integer_fault(
+        "row of a late position is lost",
+        "vqa",
+        "text_encoder",
+        weight("embeddings.positions", zeroed(30)),
+        r"embeddings\.positions",
     ),
 ]

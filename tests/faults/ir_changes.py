@@ -56,7 +56,12 @@ def put(old: Any, new: Any) -> None:
 
 def weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
     def apply(model: openvino.Model) -> None:
-        old = find(model, f"{name}_compressed", "Constant")
+        names = (name, f"{name}_compressed")
+        old = next(
+            op
+            for op in model.get_ordered_ops()
+            if op.get_type_name() == "Constant" and op.get_friendly_name() in names
+        )
         put(old, change(np.array(old.get_data(), dtype=np.float32)))
 
     return apply
@@ -191,15 +196,55 @@ def of_another_task(component: str, other: str) -> Callable[[Path], None]:
     return plant
 
 
-def first_row(parameter: str) -> Change:
-    """All rows of a batch get the first one's input."""
+def behind(parameter: str, build: Callable[[Any], Any]) -> Change:
+    """Readers of an input get what ``build`` makes of it."""
 
     def apply(model: Any) -> None:
         port = next(p for p in model.inputs if parameter in p.get_names())
         readers = list(port.get_target_inputs())
-        axis, row = np.int64(0), np.array([0], dtype=np.int64)
-        made = ops.gather(port, ops.constant(row), ops.constant(axis))
+        made = build(port)
         for reader in readers:
             reader.replace_source_output(made.output(0))
+
+    return apply
+
+
+def first_row(parameter: str) -> Change:
+    """All rows of a batch get the first one's input."""
+    axis, row = np.int64(0), np.array([0], dtype=np.int64)
+    return behind(parameter, lambda port: ops.gather(port, ops.constant(row), ops.constant(axis)))
+
+
+def clamped(parameter: str, most: int) -> Change:
+    """Ids or positions beyond a limit are the limit."""
+    return behind(parameter, lambda port: ops.minimum(port, ops.constant(np.int64(most))))
+
+
+def last_columns(mask: str, count: int) -> Change:
+    """A mask that is closed but for its last columns."""
+
+    def build(port: Any) -> Any:
+        total = ops.gather(ops.shape_of(port), ops.constant(3), ops.constant(0))
+        columns = ops.range(np.int64(0), total, np.int64(1), output_type="i64")
+        early = ops.less(columns, ops.subtract(total, ops.constant(np.int64(count))))
+        return ops.select(early, ops.constant(np.float32(-10000.0)), port)
+
+    return behind(mask, build)
+
+
+def untied(table: str, row: int) -> Change:
+    """Ids are looked up in a table of their own, one row of which is off."""
+
+    def apply(model: openvino.Model) -> None:
+        lookup = next(
+            op
+            for op in model.get_ordered_ops()
+            if op.get_friendly_name() == table and op.get_type_name() == "Gather"
+        )
+        stored = lookup.input_value(0).get_node().input_value(0).get_node()
+        own = np.array(stored.get_data())
+        own[row] *= 1.5
+        made = ops.convert(ops.constant(own), "f32")
+        lookup.input(0).replace_source_output(made.output(0))
 
     return apply

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from tests.faults.fault import Fault, ir_fault, ir_file_fault
-from tests.faults.graph_changes import heads_swapped, noise, row_off, truncated
+from tests.faults.graph_changes import heads_swapped, noise, row_off, truncated, zeroed
 from tests.faults.ir_changes import (
     after,
+    clamped,
     coarse,
     dropped,
     epsilon,
     first_row,
+    last_columns,
     mapping,
     of_another_task,
     overflowing,
@@ -17,6 +19,7 @@ from tests.faults.ir_changes import (
     scalar,
     swap,
     tanh_gelu,
+    untied,
     weight,
 )
 
@@ -204,5 +207,41 @@ IR_FAULTS: list[Fault] = [
         _TEXT,
         tanh_gelu("/layers.1/feed_forward/feed_forward/activation"),
         r"layers\.1\.feed_forward\.feed_forward\.activation",
+    ),
+    ir_fault(
+        "row of a word that no scene has is lost",
+        "vqa",
+        _TEXT,
+        weight("embeddings.tokens", zeroed(176)),
+        r"embeddings\.tokens",
+    ),
+    ir_fault(
+        "row of a late position is lost",
+        "caption",
+        _DECODER,
+        weight("embeddings.positions", zeroed(40)),
+        r"embeddings\.positions",
+    ),
+    ir_fault("token ids limited", "vqa", _TEXT, clamped("input_ids", 180), r"embeddings\.tokens"),
+    ir_fault(
+        "positions limited",
+        "caption",
+        _DECODER,
+        clamped("position_ids", 33),
+        r"embeddings\.positions",
+    ),
+    ir_fault(
+        "lookup has a table of its own",
+        "vqa",
+        _DECODER,
+        untied("/embeddings/Gather", 130),
+        r"embeddings",
+    ),
+    ir_fault(
+        "attention sees the last 40 tokens only",
+        "caption",
+        _DECODER,
+        last_columns("self_attention_mask", 40),
+        r"layers\.0\.attention",
     ),
 ]

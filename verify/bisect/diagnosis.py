@@ -8,7 +8,7 @@ from typing import Literal
 
 from configs.errors import BlipEdgeError
 from configs.schema import Component, Precision
-from configs.tolerances import LimitName, load_tolerances
+from configs.tolerances import LayerTolerance, LimitName, load_tolerances
 from pipeline.command import Selection
 from runtime.files.manifests import ComponentManifest
 from verify.answers.whole_answers import generated_tokens, match_scores
@@ -18,18 +18,20 @@ from verify.bisect.islands import Island, islands
 from verify.host.batches import BATCHES
 from verify.host.check import HOST_CASES, host_findings
 from verify.host.finding import Finding
-from verify.host.search import SEARCH_NAMES
+from verify.host.search import SEARCH
+from verify.host.search_rules import search_rule_findings
 from verify.layers.checks import (
     Layers,
     checkpoint_layers,
-    chosen,
+    exceeding,
     exported_graph,
     layer_tolerance,
     target_layers,
     traced_tensors,
 )
 from verify.layers.chip_constants import chip_constants, constants_tolerance
-from verify.layers.introduced import LayerError, difference, ranked
+from verify.layers.chosen_calls import chosen
+from verify.layers.introduced import LayerError, difference
 from verify.layers.openvino_trace import OpenVinoTrace
 from verify.layers.stored_constants import FORMATS
 from verify.opened import TaskBench
@@ -49,16 +51,21 @@ class ComponentDiagnosis:
     component: Component
     comparison: Comparison
     layers: Layers
-    bound: float
+    tolerance: LayerTolerance
     #: how the layers were looked at, e.g. ``intermediate outputs`` or the vendor's tool
     method: str
     islands: tuple[Island, ...] = ()
     net: str = "main"
 
     @property
+    def bound(self) -> float:
+        """What most layers may introduce."""
+        return self.tolerance.max_introduced_error
+
+    @property
     def exceeding(self) -> list[LayerError]:
-        """Tensors beyond the bound, worst first."""
-        return [e for e in ranked(self.layers.errors) if not e.introduced <= self.bound]
+        """Tensors beyond their bound, worst first."""
+        return exceeding(self.layers, self.tolerance)
 
 
 @dataclass
@@ -96,9 +103,11 @@ def diagnose(
         on_step("everything around the graphs")
         searches: list[Finding] = []
         if not selection.components:
+            if task.task != "itm":
+                result.findings += search_rule_findings()
             for finding in _host(bench, task):
                 # Searches run the graphs: a wrong graph goes before what follows from it.
-                late = finding.where in (*SEARCH_NAMES, BATCHES)
+                late = finding.where in (SEARCH, BATCHES)
                 (searches if late else result.findings).append(finding)
         for component in selection.task_components(task.task):
             on_step(f"{component}: checkpoint against ONNX")
@@ -161,7 +170,7 @@ def _export(result: Diagnosis, bench: TaskBench, component: Component) -> list[F
     except BlipEdgeError as error:
         return [Finding("export", component, str(error))]
     subject = Subject("checkpoint_layers", bench.task, component, ONNX, "f32", "layers")
-    bound = layer_tolerance(subject, "f32").max_introduced_error
+    bound = layer_tolerance(subject, "f32")
     part = ComponentDiagnosis(
         component, "checkpoint_vs_onnx", layers, bound, "hooks on HuggingFace's modules"
     )
@@ -215,9 +224,11 @@ def _openvino(
     # Rounded weights are part of what is compared at the device's default, not of what is allowed.
     precision: Precision = artifacts.stored(component) if result.mode == "exact" else "f32"
     onnx = result.task.onnx.components[component]
-    layers = target_layers(onnx, manifest, samples, result.mode, precision)
+    parts = {manifest.component, *manifest.includes}
+    merged = [other for part, other in result.task.onnx.components.items() if part in parts]
+    layers = target_layers(onnx, manifest, samples, result.mode, precision, merged)
     bound = _bound(artifacts, component, result.mode)
-    found = islands(layers.errors, bound)
+    found = islands(layers.errors, bound.max_introduced_error)
     how = "outputs added to the IR"
     return ComponentDiagnosis(component, "onnxruntime_vs_target", layers, bound, how, found)
 
@@ -226,7 +237,7 @@ def _limit(name: LimitName) -> float:
     return load_tolerances().limit(name)
 
 
-def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> float:
+def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> LayerTolerance:
     computed = arithmetic(artifacts, mode, component)
     manifest = artifacts.components[component]
     subject = Subject(
@@ -238,7 +249,7 @@ def _bound(artifacts: TargetArtifacts, component: Component, mode: str) -> float
         "layers",
         mode,
     )
-    return layer_tolerance(subject, computed).max_introduced_error
+    return layer_tolerance(subject, computed)
 
 
 def _chip(
@@ -250,7 +261,7 @@ def _chip(
     parts = []
     session = bench.session(artifacts, component)
     for traced in chip_layers(selection, result.task, artifacts, component, samples, session):
-        found = islands(traced.layers.errors, bound)
+        found = islands(traced.layers.errors, bound.max_introduced_error)
         parts.append(
             ComponentDiagnosis(
                 component,
@@ -277,7 +288,7 @@ def _hidden_by_tracing(
     traced = OpenVinoTrace(manifest, result.mode, graph, names)
     untouched = bench.session(result.artifacts, component, result.mode)
     least = _limit("bisect_vanished_error")
-    bound = max(_bound(result.artifacts, component, result.mode), least)
+    bound = max(_bound(result.artifacts, component, result.mode).max_introduced_error, least)
     ratio = _limit("bisect_vanished_ratio")
     try:
         for sample in chosen(bench.samples(result.artifacts, component)):

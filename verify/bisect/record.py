@@ -13,6 +13,7 @@ from rich.table import Table
 from configs.layout import Layout
 from configs.load import shown
 from configs.schema import PipelineConfig
+from configs.tolerances import LayerTolerance
 from pipeline.atomic import write_atomically
 from pipeline.build import tool_versions
 from pipeline.console import output
@@ -88,7 +89,7 @@ def _component(part: ComponentDiagnosis) -> dict[str, Any]:
         "bound": part.bound,
         "cases": list(part.layers.cases),
         "faults": [{"where": where, "what": what} for where, what in part.layers.faults],
-        "layers": [_layer(error, part.bound) for error in part.layers.errors],
+        "layers": [_layer(error, part.tolerance) for error in part.layers.errors],
         "islands": {
             "onnx_nodes": [island.node for island in part.islands],
             "quantize_table": [island.table_row() for island in part.islands],
@@ -97,7 +98,7 @@ def _component(part: ComponentDiagnosis) -> dict[str, Any]:
     }
 
 
-def _layer(error: LayerError, bound: float) -> dict[str, Any]:
+def _layer(error: LayerError, tolerance: LayerTolerance) -> dict[str, Any]:
     return {
         "index": error.index,
         "layer": error.layer,
@@ -109,7 +110,7 @@ def _layer(error: LayerError, bound: float) -> dict[str, Any]:
         "introduced": number(error.introduced),
         "introduced_max": number(error.introduced_max),
         "accumulated": number(error.accumulated),
-        "exceeds": not error.introduced <= bound,
+        "exceeds": not error.introduced <= tolerance.bound(error.operators),
     }
 
 
@@ -127,7 +128,7 @@ def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
             f"bound {part.bound:.0e}"
         )
         for error in ranked(part.layers.errors)[:SHOWN_LAYERS]:
-            table.add_row(*_row(error, part.bound))
+            table.add_row(*_row(error, part.tolerance))
     output.print(table)
     for finding in diagnosis.findings:
         output.print(f"[red]found[/] {escape(str(finding))}", soft_wrap=True)
@@ -147,8 +148,8 @@ def print_diagnosis(diagnosis: Diagnosis, path: Path) -> None:
     output.print(f"details and plots: {shown(path)}", soft_wrap=True)
 
 
-def _row(error: LayerError, bound: float) -> tuple[str, ...]:
-    colour = "red" if not error.introduced <= bound else "default"
+def _row(error: LayerError, tolerance: LayerTolerance) -> tuple[str, ...]:
+    colour = "red" if not error.introduced <= tolerance.bound(error.operators) else "default"
     return (
         f"  [{colour}]{escape(error.tensor.removesuffix('_output_0').strip('/'))}",
         error.operator,

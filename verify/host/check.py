@@ -43,7 +43,7 @@ def host_findings(
         ("tokenization", lambda: compare_tokenization(graphs.tokenizer, checkpoint, seed)),
         ("host", lambda: compare_host(graphs, nets, checkpoint, cases, new_tokens)),
         ("generation", lambda: compare_batches(graphs, nets, cases, new_tokens)),
-        ("generation", lambda: compare_search(graphs, nets, checkpoint, cases, new_tokens)),
+        ("generation", lambda: compare_search(graphs, nets, checkpoint, cases[0], new_tokens)),
     ]
     found: list[Finding] = []
     for part, step in steps:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from configs.precisions import PRECISIONS, Arithmetic, Precision
 from configs.schema import Component, Task
-from configs.tolerances import LayerTolerance, load_tolerances, record
+from configs.tolerances import Gap, LayerTolerance, load_tolerances, record
 from runtime.files.manifests import ComponentManifest
+from runtime.sessions.openvino_session import shared_core
+from verify.artifacts import runtime_failures
 from verify.checkpoint.checkpoint import Checkpoint
 from verify.checkpoint.trace import Tracer
+from verify.layers.chosen_calls import chosen, longest
 from verify.layers.correspondence import Pair, on_graph, pairs, tensor_of, weights
-from verify.layers.graph import Arrays, ExportedGraph
+from verify.layers.graph import Array, Arrays, ExportedGraph
 from verify.layers.half_precision_ir import half_precision_graph
-from verify.layers.integer_ir import read_integer_ir
+from verify.layers.integer_ir import IntegerIr, read_integer_ir
 from verify.layers.introduced import LayerError, LayerErrors, ranked
+from verify.layers.ir_constants import constant_faults
 from verify.layers.openvino_trace import OpenVinoTrace
+from verify.layers.table_rows import export_row_faults, ir_row_faults
 from verify.parity.compare import number
 from verify.parity.inputs import Sample
 from verify.results import Check, Subject
@@ -68,6 +74,7 @@ def checkpoint_layers(
     faults = [
         *missing.items(),
         *exported_constants(graph, component, task, checkpoint),
+        *_exported_rows(graph, manifest, task, checkpoint),
         *_epsilons(graph, points, checkpoint),
     ]
     return Layers(tuple(errors.result()), tuple(faults), tuple(names))
@@ -84,6 +91,7 @@ def target_layers(
     samples: Sequence[Sample],
     mode: str,
     precision: Precision,
+    merged: Iterable[ComponentManifest] = (),
 ) -> Layers:
     """Every layer of an IR on its own inputs, against the exported graph on the same inputs.
 
@@ -91,6 +99,8 @@ def target_layers(
     rounded as the converter rounds them: what is left is the order of additions. An IR of integers
     is compared twice: with the exported graph, which shows what the integers cost, and with the
     graph that has the IR's own integers in it, which must agree as closely as a float IR.
+    Constants are compared bit by bit, and embeddings row by row: calls read few of their rows.
+    ``merged`` are the exported graphs of what the IR computes besides.
     """
     graph = exported_graph(onnx_manifest)
     stored = PRECISIONS[precision]
@@ -102,7 +112,7 @@ def target_layers(
     own = LayerErrors(integers.graph) if integers and mode == "exact" else None
     names = []
     try:
-        for sample in chosen(samples):
+        for sample in (*chosen(samples), *longest(samples, graph, target)):
             tensors = trace.tensors(sample.feeds)
             feeds = _own_inputs(graph, sample.feeds, tensors)
             errors.add(feeds, tensors)
@@ -116,29 +126,50 @@ def target_layers(
         for name, expected in graph.epsilons.items()
         if name in trace.epsilons and not _same_epsilon(trace.epsilons[name], expected)
     ]
+    if mode == "exact":
+        others = [exported_graph(other) for other in merged if other.path != onnx_manifest.path]
+        faults += _stored_faults(target, graph, others, integers, rounded)
     if integers is not None:
         faults += integers.faults
         faults += _integer_faults(own.result() if own else [], set(quantisers.values()), target)
     return Layers(tuple(errors.result()), tuple(faults), tuple(names))
 
 
+def _stored_faults(
+    target: ComponentManifest,
+    graph: ExportedGraph,
+    others: Iterable[ExportedGraph],
+    integers: IntegerIr | None,
+    rounded: ModelProto | None,
+) -> Iterator[tuple[str, str]]:
+    """Float constants that are not the exported ones, and rows that are looked up wrongly."""
+    with runtime_failures():
+        ir = shared_core().read_model(str(target.folder / target.nets[0].file))
+    yield from constant_faults(ir, target, graph, others, integers.steps if integers else None)
+    own = integers.graph.model if integers else rounded
+    yield from ir_row_faults(ir, graph, own, _row(target, _EXACT).max_introduced_error)
+
+
+def _row(
+    target: ComponentManifest, precision: Precision, gap: Gap = "target_layers"
+) -> LayerTolerance:
+    return load_tolerances().layer(
+        gap=gap,
+        target=target.target,
+        precision=precision,
+        arithmetic="f32",
+        component=target.component,  # type: ignore[arg-type]
+    )
+
+
 def _integer_faults(
     errors: Sequence[LayerError], quantisers: Collection[str], target: ComponentManifest
 ) -> Iterator[tuple[str, str]]:
     """Ranges that lose more than rounding does, and layers that are wrong with these integers."""
-    table = load_tolerances()
-    rows = {
-        precision: table.layer(
-            gap="target_layers",
-            target=target.target,
-            precision=precision,
-            arithmetic="f32",
-            component=target.component,  # type: ignore[arg-type]
-        ).max_introduced_error
-        for precision in (_ROUNDED, _EXACT)
-    }
+    rows = {precision: _row(target, precision) for precision in (_ROUNDED, _EXACT)}
     for error in errors:
-        bound = rows[_ROUNDED if error.tensor in quantisers else _EXACT]
+        row = rows[_ROUNDED if error.tensor in quantisers else _EXACT]
+        bound = row.bound(error.operators)
         if error.introduced <= bound:
             continue
         if error.tensor in quantisers:
@@ -167,66 +198,30 @@ def traced_tensors(graph: ExportedGraph) -> tuple[str, ...]:
     return tuple(name for name in graph.float_tensors if name in set(last.values()))
 
 
-def chosen(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """The first, a middle and the last sample, and the first with parts of its masks closed."""
-    if not samples:
-        return
-    indices = dict.fromkeys((0, len(samples) // 2, len(samples) - 1))
-    yield from (samples[index] for index in indices)
-    masked = _masked(samples[len(samples) // 2])
-    if masked is not None:
-        yield masked
-        yield _two_rows(masked, samples[len(samples) // 2])
-
-
-def _two_rows(sample: Sample, other: Sample) -> Sample:
-    """Two different rows in one call: with one, a row that takes another's inputs goes unseen."""
-    feeds = {}
-    for name, array in sample.feeds.items():
-        second = other.feeds[name]
-        if "mask" not in name and second.ndim > 1:
-            second = np.roll(second, 1, axis=1)
-        feeds[name] = np.concatenate([array, second])
-    return replace(sample, name=f"{sample.name}, two rows", feeds=feeds)
-
-
-def _masked(sample: Sample) -> Sample | None:
-    """A call in which something is masked: without padding, real ones mask next to nothing."""
-    feeds = dict(sample.feeds)
-    if "attention_mask" in feeds:
-        mask = feeds["attention_mask"].copy()
-        mask[:, max(1, 2 * mask.shape[1] // 3) :] = 0
-        feeds["attention_mask"] = mask
-    elif "self_attention_mask" in feeds:
-        mask = feeds["self_attention_mask"].copy()
-        mask[..., : mask.shape[-1] // 3] = -10000.0
-        feeds["self_attention_mask"] = mask
-        if "cross_attention_mask" in feeds:
-            cross = feeds["cross_attention_mask"].copy()
-            cross[..., 2 * cross.shape[-1] // 3 :] = -10000.0
-            feeds["cross_attention_mask"] = cross
-    else:
-        return None
-    return replace(sample, name=f"{sample.name}, partly masked", feeds=feeds)
-
-
 def exported_constants(
     graph: ExportedGraph, component: Component, task: Task, checkpoint: Checkpoint
 ) -> Iterator[tuple[str, str]]:
     """(constant, what is wrong) of those that do not hold the checkpoint's own weights."""
+    # Equal constants are stored once, under one name: such a name is found by the bits.
+    held = {_bits(numpy_helper.to_array(tensor)) for tensor in graph.initializers.values()}
     for weight in weights(component, task, checkpoint.layers(component)):
         expected = checkpoint.parameters.get(weight.parameter)
+        if expected is None:
+            if weight.constant in graph.initializers:
+                yield weight.constant, f"the checkpoint has no {weight.parameter}"
+            continue
         name = weight.constant
         if name not in graph.initializers and weight.tied_to:
             name = weight.tied_to
-        tensor = graph.initializers.get(name)
-        if expected is None or tensor is None:
-            # Equal constants are stored once, under one name: the layer's own output is compared.
-            continue
         if weight.part is not None:
             expected = np.split(expected, 3, axis=0)[weight.part]
         if weight.transposed:
             expected = expected.T
+        tensor = graph.initializers.get(name)
+        if tensor is None:
+            if not {_bits(expected), _bits(expected.T)} & held:
+                yield name, f"no constant of the graph holds the checkpoint's {weight.parameter}"
+            continue
         found = numpy_helper.to_array(tensor)
         if found.shape != expected.shape:
             yield name, f"shape {list(found.shape)} instead of {list(expected.shape)}"
@@ -239,6 +234,25 @@ def exported_constants(
                 f"{share:.1%} of its values differ from the checkpoint's {weight.parameter}, "
                 f"by up to {worst:.1e} of its scale",
             )
+
+
+def _bits(array: Array) -> bytes:
+    return sha256(array.tobytes()).digest()
+
+
+def _exported_rows(
+    graph: ExportedGraph, manifest: ComponentManifest, task: Task, checkpoint: Checkpoint
+) -> list[tuple[str, str]]:
+    """Rows of the embedding tables that the graph looks up wrongly."""
+    tables = {weight.constant: weight.parameter for weight in weights(manifest.component, task, 0)}  # type: ignore[arg-type]
+    if "embeddings.tokens" not in tables:
+        return []
+    tokens, positions = (
+        checkpoint.parameters[tables[f"embeddings.{name}"]] for name in ("tokens", "positions")
+    )
+    return export_row_faults(
+        graph, tokens, positions, _row(manifest, _EXACT, "checkpoint_layers").max_introduced_error
+    )
 
 
 def _epsilons(
@@ -271,9 +285,12 @@ def layer_tolerance(subject: Subject, arithmetic: Arithmetic) -> LayerTolerance:
 
 def exceeding(layers: Layers, tolerance: LayerTolerance) -> list[LayerError]:
     """Tensors whose introduced error is beyond the bound, worst first."""
-    limit = tolerance.max_introduced_error
-    # Written so that NaN fails.
-    return [error for error in ranked(layers.errors) if not error.introduced <= limit]
+    return [
+        error
+        for error in ranked(layers.errors)
+        # Written so that NaN fails.
+        if not error.introduced <= tolerance.bound(error.operators)
+    ]
 
 
 def layer_check(
@@ -285,7 +302,7 @@ def layer_check(
     problems = [f"{where}: {what}" for where, what in layers.faults]
     problems += [
         f"{error.layer}: introduces an error of {error.introduced:.1e} at {error.tensor}, "
-        f"{tolerance.max_introduced_error:.0e} is allowed"
+        f"{tolerance.bound(error.operators):.0e} is allowed"
         for error in exceeding(layers, tolerance)
     ]
     if not layers.errors:

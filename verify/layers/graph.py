@@ -58,6 +58,7 @@ class ExportedGraph:
         self.outputs = tuple(value.name for value in self.model.graph.output)
         self.initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.nodes = {node.name: node for node in self.model.graph.node}
+        self._makers = {name: node for node in self.model.graph.node for name in node.output}
         self._types = _float_types(self.model)
         self.sites = {site.tensor: site for site in self._sites()}
 
@@ -109,14 +110,13 @@ class ExportedGraph:
 
     def products_before(self, tensor: str) -> Iterator[str]:
         """Tensors from the product with a weight that makes a tensor, that tensor left out."""
-        makers = {name: node for node in self.model.graph.node for name in node.output}
-        node = makers.get(tensor)
+        node = self._makers.get(tensor)
         while node is not None:
             if node.output[0] != tensor:
                 yield node.output[0]
             if node.op_type == "MatMul":
                 return
-            node = makers.get(node.input[0])
+            node = self._makers.get(node.input[0])
 
     def products_after(self, tensor: str) -> Iterator[str]:
         """The products that read a tensor, through transpositions only."""
@@ -126,6 +126,16 @@ class ExportedGraph:
                     yield node.output[0]
                 elif node.op_type == "Transpose":
                     yield from self.products_after(node.output[0])
+
+    def operators_before(self, tensor: str, known: Collection[str]) -> frozenset[str]:
+        """Operators that make a tensor of known ones and of inputs."""
+        found, waiting = set(), [tensor]
+        while waiting:
+            node = self._makers.get(waiting.pop())
+            if node is not None:
+                found.add(str(node.op_type))
+                waiting += [name for name in node.input if name not in known]
+        return frozenset(found)
 
     def rounded(self, dtype: str, only: Collection[str] | None = None) -> onnx.ModelProto:
         """The graph with its floating-point constants rounded to ``dtype`` and back.
@@ -177,6 +187,22 @@ class ExportedGraph:
             value.name = local(name)
             cut.graph.output.append(value)
         return bytes(cut.SerializeToString())
+
+    def up_to(self, tensor: str, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        """The part of the graph that makes a tensor, its only output."""
+        part = onnx.ModelProto()
+        part.CopyFrom(model or self.model)
+        needed, nodes = {tensor}, list[onnx.NodeProto]()
+        for node in reversed(part.graph.node):
+            if not needed.isdisjoint(node.output):
+                needed |= set(node.input)
+                nodes.insert(0, node)
+        inputs = [value for value in part.graph.input if value.name in needed]
+        weights = [weight for weight in part.graph.initializer if weight.name in needed]
+        outputs = [self._value(tensor)]
+        made = helper.make_graph(nodes, part.graph.name, inputs, outputs, weights)
+        part.graph.CopyFrom(made)
+        return part
 
     def _value(self, name: str) -> onnx.ValueInfoProto:
         # Without a shape: it is dynamic, and asking for it would only bring surprises.

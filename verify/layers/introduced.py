@@ -29,6 +29,8 @@ class LayerError:
     introduced: float
     introduced_max: float
     accumulated: float
+    #: all operators between the tensors that both sides have and this one
+    operators: frozenset[str] = frozenset()
     #: what the vendor's tool calls the tensor, where it has a name of its own
     vendor_name: str = ""
 
@@ -105,6 +107,7 @@ class LayerErrors:
                     introduced=worst.introduced,
                     introduced_max=worst.introduced_max,
                     accumulated=worst.accumulated,
+                    operators=self.graph.operators_before(name, self._worst),
                     vendor_name=self.vendor_names.get(name, ""),
                 )
             )

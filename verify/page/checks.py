@@ -17,6 +17,7 @@ _COMPARED_WITH = {
     "wrapper_vs_onnxruntime": "wrapper in torch",
     "onnxruntime_vs_target": "onnxruntime",
     "checkpoint_vs_host": "checkpoint",
+    "search_rules": "HuggingFace's generate on random numbers",
     "checkpoint_layers": "checkpoint, layer by layer",
     "target_layers": "onnxruntime, layer by layer",
     "target_constants": "exported constants",
