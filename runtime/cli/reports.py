@@ -166,7 +166,8 @@ class Report:
         if message in self._said_before:
             return
         if self._as_json:
-            say_json({**fields, "error": message})
+            first = {"image": fields["image"]} if "image" in fields else {}
+            say_json({**first, "error": message, **fields})
         else:
             say(f"error: {message} (skipped)", sys.stderr)
 
