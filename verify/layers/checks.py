@@ -145,9 +145,10 @@ def _stored_faults(
     """Float constants that are not the exported ones, and rows that are looked up wrongly."""
     with runtime_failures():
         ir = shared_core().read_model(str(target.folder / target.nets[0].file))
-    yield from constant_faults(ir, target, graph, others, integers.steps if integers else None)
+    # First: it names the table of a constant that has no name.
     own = integers.graph.model if integers else rounded
     yield from ir_row_faults(ir, graph, own, _row(target, _EXACT).max_introduced_error)
+    yield from constant_faults(ir, target, graph, others, integers.steps if integers else None)
 
 
 def _row(
