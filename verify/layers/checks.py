@@ -73,6 +73,7 @@ def checkpoint_layers(
         names.append(traced.name)
     faults = [
         *missing.items(),
+        *errors.not_finite,
         *exported_constants(graph, component, task, checkpoint),
         *_exported_rows(graph, manifest, task, checkpoint),
         *_epsilons(graph, points, checkpoint),
@@ -121,7 +122,8 @@ def target_layers(
             names.append(sample.name)
     finally:
         trace.close()
-    faults = [
+    faults = [*errors.not_finite]
+    faults += [
         (graph.sites[name].layer, f"epsilon {trace.epsilons[name]:.1e} instead of {expected:.1e}")
         for name, expected in graph.epsilons.items()
         if name in trace.epsilons and not _same_epsilon(trace.epsilons[name], expected)
