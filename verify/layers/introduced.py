@@ -29,7 +29,7 @@ class LayerError:
     introduced: float
     introduced_max: float
     accumulated: float
-    #: all operators between the tensors that both sides have and this one
+    #: all operators of its layer
     operators: frozenset[str] = frozenset()
     #: what the vendor's tool calls the tensor, where it has a name of its own
     vendor_name: str = ""
@@ -112,7 +112,7 @@ class LayerErrors:
                     introduced=worst.introduced,
                     introduced_max=worst.introduced_max,
                     accumulated=worst.accumulated,
-                    operators=self.graph.operators_before(name, self._worst),
+                    operators=self.graph.operators(site.layer),
                     vendor_name=self.vendor_names.get(name, ""),
                 )
             )
