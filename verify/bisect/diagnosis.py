@@ -104,12 +104,12 @@ def diagnose(
         on_step("everything around the graphs")
         searches: list[Finding] = []
         if not selection.components:
-            if task.task != "itm":
-                result.findings += search_rule_findings()
             for finding in _host(bench, task):
                 # Searches run the graphs: a wrong graph goes before what follows from it.
                 late = finding.where in (SEARCH, BATCHES)
                 (searches if late else result.findings).append(finding)
+            if task.task != "itm":
+                result.findings += search_rule_findings()
         for component in selection.task_components(task.task):
             on_step(f"{component}: checkpoint against ONNX")
             result.findings += _export(result, bench, component)
