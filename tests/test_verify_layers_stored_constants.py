@@ -89,15 +89,17 @@ def tied_decoder(folder: Path, embeddings: np.ndarray, positions: np.ndarray) ->
     return ExportedGraph(folder / "decoder.onnx")
 
 
-def looked_up(folder: Path, graph: ExportedGraph, stored: np.ndarray) -> ChipConstants:
-    """Of a bf16 artifact whose net holds ``stored`` as its head, with tables in float16."""
-    (folder / "nets.bmodel").write_bytes(bits(stored, "bfloat16").tobytes())
+def looked_up(folder: Path, graph: ExportedGraph, *stored: np.ndarray) -> ChipConstants:
+    """Of a bf16 artifact whose files each hold such a head, with tables in float16."""
+    names = ["nets.bmodel", "step.bmodel"][: len(stored)]
+    for name, head in zip(names, stored, strict=True):
+        (folder / name).write_bytes(bits(head, "bfloat16").tobytes())
     tables = {"input_ids": "tokens.npy", "position_ids": "positions.npy"}
     lookups = [HostLookup(ids, f"{ids}_rows", table) for ids, table in tables.items()]
     variant = SimpleNamespace(inputs=[SimpleNamespace(name="input_ids_rows", shape=(1, 4, 64))])
-    net = SimpleNamespace(host_lookups=lookups, stages=[variant])
-    files = ["nets.bmodel", *tables.values()]
-    manifest = SimpleNamespace(folder=folder, files=files, nets=[net])
+    net = SimpleNamespace(host_lookups=lookups)
+    files = [*names, *tables.values()]
+    manifest = SimpleNamespace(folder=folder, files=files, nets=[net], compiled_nets=[variant])
     return chip_constants(graph, manifest, "bf16")  # type: ignore[arg-type]
 
 
@@ -116,7 +118,9 @@ def test_tables_of_the_host_are_compared_by_rows_and_the_rest_is_in_the_nets(
     # The right table does not make a wrong head right, nor the right head a wrong table.
     ((name, what),) = looked_up(tmp_path, graph, weight(5)).faults(1e-6)
     assert name == "embeddings"
-    assert "not in the compiled files" in what
+    assert "not in nets.bmodel" in what
+    ((name, what),) = looked_up(tmp_path, graph, embeddings, weight(5)).faults(1e-6)
+    assert "not in step.bmodel" in what
     np.save(tmp_path / "positions.npy", positions[::-1].astype(np.float16))
     ((name, what),) = looked_up(tmp_path, graph, embeddings).faults(1e-6)
     assert name == "positions"

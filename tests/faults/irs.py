@@ -242,6 +242,6 @@ IR_FAULTS: list[Fault] = [
         "caption",
         _DECODER,
         last_columns("self_attention_mask", 40),
-        r"layers\.0\.attention",
+        r"layers\.\d\.attention",
     ),
 ]

@@ -32,6 +32,7 @@ from verify.layers.checks import (
 from verify.layers.chip_constants import chip_constants, constants_tolerance
 from verify.layers.chosen_calls import chosen
 from verify.layers.introduced import LayerError, difference
+from verify.layers.ir_constants import NOWHERE
 from verify.layers.openvino_trace import OpenVinoTrace
 from verify.layers.stored_constants import FORMATS
 from verify.opened import TaskBench
@@ -103,12 +104,12 @@ def diagnose(
         on_step("everything around the graphs")
         searches: list[Finding] = []
         if not selection.components:
-            if task.task != "itm":
-                result.findings += search_rule_findings()
             for finding in _host(bench, task):
                 # Searches run the graphs: a wrong graph goes before what follows from it.
                 late = finding.where in (SEARCH, BATCHES)
                 (searches if late else result.findings).append(finding)
+            if task.task != "itm":
+                result.findings += search_rule_findings()
         for component in selection.task_components(task.task):
             on_step(f"{component}: checkpoint against ONNX")
             result.findings += _export(result, bench, component)
@@ -145,13 +146,17 @@ def _host(bench: TaskBench, task: TaskArtifacts) -> list[Finding]:
 
 def _found(part_of: str, part: ComponentDiagnosis) -> Iterator[Finding]:
     """Constants and attributes first: they name the cause where an error only shows it."""
-    for where, what in part.layers.faults:
+    named = [fault for fault in part.layers.faults if fault[0] != NOWHERE]
+    for where, what in named:
         yield Finding(part_of, f"{part.component} {where.rsplit('.weight', 1)[0]}", what)
     seen = {where for where, _ in part.layers.faults}
     for error in _one_per_layer(part.exceeding):
         if error.layer not in seen:
             what = f"introduces an error of {error.introduced:.1e} at {error.tensor}"
             yield Finding(part_of, f"{part.component} {error.layer}", what)
+    for where, what in part.layers.faults:
+        if where == NOWHERE:
+            yield Finding(part_of, f"{part.component} {where}", what)
 
 
 def _one_per_layer(errors: list[LayerError]) -> list[LayerError]:

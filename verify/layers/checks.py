@@ -73,6 +73,7 @@ def checkpoint_layers(
         names.append(traced.name)
     faults = [
         *missing.items(),
+        *errors.not_finite,
         *exported_constants(graph, component, task, checkpoint),
         *_exported_rows(graph, manifest, task, checkpoint),
         *_epsilons(graph, points, checkpoint),
@@ -121,7 +122,8 @@ def target_layers(
             names.append(sample.name)
     finally:
         trace.close()
-    faults = [
+    faults = [*errors.not_finite]
+    faults += [
         (graph.sites[name].layer, f"epsilon {trace.epsilons[name]:.1e} instead of {expected:.1e}")
         for name, expected in graph.epsilons.items()
         if name in trace.epsilons and not _same_epsilon(trace.epsilons[name], expected)
@@ -145,9 +147,10 @@ def _stored_faults(
     """Float constants that are not the exported ones, and rows that are looked up wrongly."""
     with runtime_failures():
         ir = shared_core().read_model(str(target.folder / target.nets[0].file))
-    yield from constant_faults(ir, target, graph, others, integers.steps if integers else None)
+    # First: it names the table of a constant that has no name.
     own = integers.graph.model if integers else rounded
     yield from ir_row_faults(ir, graph, own, _row(target, _EXACT).max_introduced_error)
+    yield from constant_faults(ir, target, graph, others, integers.steps if integers else None)
 
 
 def _row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import numpy_helper
@@ -35,7 +35,7 @@ class ChipConstants:
         missing = [
             (
                 stored.name,
-                f"{100 * (1 - stored.share):.2g} % of its values are not in the compiled files",
+                f"{100 * (1 - stored.share):.2g} % of its values are not in {stored.file}",
             )
             for stored in self.found
             if stored.name not in listed and not 1 - stored.share <= bound
@@ -53,8 +53,13 @@ def chip_constants(
     """
     tables = {lookup.table: lookup for net in target.nets for lookup in net.host_lookups}
     constants = dict(_used(graph, target, {lookup.indices for lookup in tables.values()}))
-    files = [target.folder / name for name in target.files if name not in tables]
-    found = find_constants(constants, files, FORMATS[precision])
+    # Every file has nets of its own, and a right one must not vouch for another.
+    files = [name for name in target.files if name.endswith(".bmodel")]
+    found = [
+        replace(stored, file=name)
+        for name in files
+        for stored in find_constants(constants, [target.folder / name], FORMATS[precision])
+    ]
     wrong = [fault for lookup in tables.values() for fault in _table(graph, target, lookup)]
     return ChipConstants(tuple(sorted(found, key=lambda stored: stored.share)), tuple(wrong))
 

@@ -127,15 +127,9 @@ class ExportedGraph:
                 elif node.op_type == "Transpose":
                     yield from self.products_after(node.output[0])
 
-    def operators_before(self, tensor: str, known: Collection[str]) -> frozenset[str]:
-        """Operators that make a tensor of known ones and of inputs."""
-        found, waiting = set(), [tensor]
-        while waiting:
-            node = self._makers.get(waiting.pop())
-            if node is not None:
-                found.add(str(node.op_type))
-                waiting += [name for name in node.input if name not in known]
-        return frozenset(found)
+    def operators(self, layer: str) -> frozenset[str]:
+        """Operators of a layer: a device computes some of them together, looked at or not."""
+        return frozenset(site.operator for site in self.sites.values() if site.layer == layer)
 
     def rounded(self, dtype: str, only: Collection[str] | None = None) -> onnx.ModelProto:
         """The graph with its floating-point constants rounded to ``dtype`` and back.

@@ -29,7 +29,7 @@ class LayerError:
     introduced: float
     introduced_max: float
     accumulated: float
-    #: all operators between the tensors that both sides have and this one
+    #: all operators of its layer
     operators: frozenset[str] = frozenset()
     #: what the vendor's tool calls the tensor, where it has a name of its own
     vendor_name: str = ""
@@ -56,6 +56,8 @@ class LayerErrors:
     #: the graph with its constants rounded as the artifact's precision rounds them
     model: onnx.ModelProto | None = None
     vendor_names: Mapping[str, str] = field(default_factory=dict)
+    #: where outputs stop being finite: (layer, what), of the first such tensor
+    not_finite: list[tuple[str, str]] = field(default_factory=list)
     _worst: dict[str, _Worst] = field(default_factory=dict)
     _wholes: dict[tuple[str, ...], Runner] = field(default_factory=dict)
     _parts: dict[tuple[str, ...], Runner] = field(default_factory=dict)
@@ -67,6 +69,9 @@ class LayerErrors:
         that are longer than what is compared.
         """
         every = tuple(name for name in self.graph.float_tensors if name in other)
+        if not self.not_finite and not all(_finite(other, n) for n in self.graph.outputs):
+            first = next(name for name in every if not _finite(other, name))
+            self.not_finite.append((self.graph.sites[first].layer, f"{first} is not finite"))
         if every not in self._wholes:
             self._wholes[every] = Runner(self.graph.probed(every, self.model))
         reference = self._wholes[every](feeds)
@@ -107,11 +112,15 @@ class LayerErrors:
                     introduced=worst.introduced,
                     introduced_max=worst.introduced_max,
                     accumulated=worst.accumulated,
-                    operators=self.graph.operators_before(name, self._worst),
+                    operators=self.graph.operators(site.layer),
                     vendor_name=self.vendor_names.get(name, ""),
                 )
             )
         return sorted(found, key=lambda error: error.index)
+
+
+def _finite(tensors: Arrays, name: str) -> bool:
+    return name not in tensors or bool(np.isfinite(tensors[name]).all())
 
 
 def difference(right: Array, other: Array, *, propagated: bool = False) -> tuple[float, float]:

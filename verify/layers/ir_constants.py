@@ -22,6 +22,8 @@ Fault = tuple[str, str]
 #: Single numbers that a converter makes by itself: masks of its own, limits of a clip.
 _HALF = float(np.finfo(np.float16).max)
 _NEUTRAL = (0.0, 1.0, -np.inf, np.inf, _HALF, float(np.finfo(np.float32).max))
+#: Stands for the layer of a constant that the converter gave no name.
+NOWHERE = "graph"
 _COMPRESSED = "_compressed"
 _OUTPUT = "_output_0"
 
@@ -157,15 +159,16 @@ def _foreign(stored: _Stored, exported: Collection[_Exported]) -> Iterator[Fault
         if array.size == 1:
             value = float(array.ravel()[0])
             if not any(value in (n, float(_rounded(np.array(n), array.dtype))) for n in numbers):
-                yield _layer(name), f"its constant {value:g} is not in the exported graph"
+                yield _layer(name), f"its constant {value:g} ({name}) is not in the exported graph"
         elif _bits(array) not in explained:
-            yield _layer(name), f"a constant of {list(array.shape)} is not in the exported graph"
+            what = f"a constant of {list(array.shape)} ({name}) is not in the exported graph"
+            yield _layer(name), what
 
 
 def _layer(name: str) -> str:
     """The module that a constant is in, by the path in its name."""
     path = [part for part in name.split("/")[:-1] if part]
-    return ".".join(path) or name
+    return ".".join(path) or NOWHERE
 
 
 def _rounded(right: Any, kind: np.dtype[Any]) -> Array:

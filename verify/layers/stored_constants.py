@@ -56,6 +56,7 @@ class Stored:
     format: str
     axis: int
     distance: int
+    file: str = ""
 
 
 def find_constants(
