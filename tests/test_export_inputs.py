@@ -33,8 +33,9 @@ def export(config: Path, *options: str) -> Any:
 
 
 def nothing_written(folder: Path) -> bool:
-    artifacts = folder / "artifacts"
-    return not [path for path in artifacts.rglob("*") if path.suffix in (".onnx", ".json", ".npz")]
+    """But for the record of whose folder it is."""
+    files = (path for path in (folder / "artifacts").rglob("*") if path.name != "pipeline.json")
+    return not [path for path in files if path.suffix in (".onnx", ".json", ".npz")]
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
