@@ -33,6 +33,7 @@ _SCORES = 1e-4
 
 Arguments = Mapping[str, Any]
 
+MINIMUM = "minimum length"
 #: One rule at a time, so that a fault has a name.
 RULES: tuple[tuple[str, Arguments], ...] = (
     ("greedy choice", {"max_new_tokens": 12}),
@@ -40,10 +41,10 @@ RULES: tuple[tuple[str, Arguments], ...] = (
     ("default length", {"min_length": 100}),
     ("maximum length", {"max_length": 9}),
     ("maximum length", {"max_length": 10, "num_beams": 3}),
-    ("minimum length", {"max_length": 16, "min_length": 9}),
-    ("minimum length", {"max_new_tokens": 12, "min_new_tokens": 7}),
-    ("minimum length", {"max_length": 16, "min_length": 9, "num_beams": 3}),
-    ("minimum length", {"max_new_tokens": 12, "min_new_tokens": 7, "num_beams": 4}),
+    (MINIMUM, {"max_length": 16, "min_length": 9}),
+    (MINIMUM, {"max_new_tokens": 12, "min_new_tokens": 7}),
+    (MINIMUM, {"max_length": 16, "min_length": 9, "num_beams": 3}),
+    (MINIMUM, {"max_new_tokens": 12, "min_new_tokens": 7, "num_beams": 4}),
     *(
         ("scores", {"max_new_tokens": 12, "repetition_penalty": penalty, "num_beams": beams})
         for penalty in (0.6, 1.3, 20.0)
@@ -108,11 +109,13 @@ class Table:
     lengths: Array
 
     @classmethod
-    def random(cls, seed: int) -> Table:
-        """One whose answers end now and then."""
+    def random(cls, seed: int, *, eager: bool = False) -> Table:
+        """One whose answers end now and then, or as soon as they may."""
         generator = np.random.default_rng(seed)
         shapes = ((VOCABULARY, VOCABULARY), (VOCABULARY, VOCABULARY), (POSITIONS, VOCABULARY))
-        return cls(*(generator.normal(0, 1.5, shape).astype(np.float32) for shape in shapes))
+        arrays = [generator.normal(0, 1.5, shape).astype(np.float32) for shape in shapes]
+        arrays[-1][:, END] += 12.0 * eager
+        return cls(*arrays)
 
     def __call__(self, sequences: Array) -> Array:
         """Logits ``[rows, vocabulary]`` of the token after each sequence."""
@@ -125,12 +128,16 @@ def search_rule_findings() -> list[Finding]:
     """Everything in which the runtime's searches are not HuggingFace's; one per rule."""
     table = Table.random(SEED)
     with _hugging_face(table) as reference:
-        found = dict(_searches(table, reference))
+        found = dict(_searches(table, reference, (*RULES, *_combinations())))
         for arguments in SAMPLINGS:
             for what in _sampling(table, reference, arguments):
                 found.setdefault("sampling", what)
         for what in (*_beam_sampling(), *_draws()):
             found.setdefault("sampling", what)
+    eager = Table.random(SEED, eager=True)
+    with _hugging_face(eager) as reference:
+        shortest = [(rule, arguments) for rule, arguments in RULES if rule == MINIMUM]
+        found |= dict(_searches(eager, reference, shortest))
     return [Finding("generation", rule, what) for rule, what in found.items()]
 
 
@@ -139,9 +146,11 @@ def number_of_settings() -> int:
     return len(RULES) + COMBINATIONS + len(SAMPLINGS)
 
 
-def _searches(table: Table, reference: Any) -> Iterator[tuple[str, str]]:
+def _searches(
+    table: Table, reference: Any, rules: Sequence[tuple[str, Arguments]]
+) -> Iterator[tuple[str, str]]:
     named: set[str] = set()
-    for index, (rule, arguments) in enumerate((*RULES, *_combinations())):
+    for index, (rule, arguments) in enumerate(rules):
         # What one rule alone shows needs no combination.
         if rule in named or (named and rule == "combination"):
             continue
