@@ -68,7 +68,11 @@ def test_every_net_answers_with_a_token_and_its_logit_too(artifacts: Path) -> No
         assert (logit.dtype, net.output("logits").dtype) == ("float16", "float16")  # type: ignore[union-attr]
 
 
-def test_greedy_search_reads_six_bytes_per_token(
+#: What proves that a step's inputs arrived: an element of its token id and of its mask.
+PROOF_BYTES = 4 + 2
+
+
+def test_greedy_search_reads_a_token_and_its_logit(
     artifacts: Path, exported_artifacts: Path, sail
 ) -> None:
     def read_per_token(captioner: Captioner, **arguments: object) -> list[int]:
@@ -83,12 +87,13 @@ def test_greedy_search_reads_six_bytes_per_token(
     plain = Captioner.from_artifacts(exported_artifacts, target="onnx")
     board = Captioner.from_artifacts(artifacts, target="bm1688", device="0")
     with plain, board:
-        logits = 2 * board.manifest.text.vocabulary_size
-        assert set(read_per_token(board)) == {6}
+        logits = 2 * board.manifest.text.vocabulary_size + PROOF_BYTES
+        chosen = 4 + 2 + PROOF_BYTES
+        assert set(read_per_token(board)) == {chosen}
         # Rules about the end token, repetition and beams need every logit.
         forced = read_per_token(board, min_new_tokens=4, max_new_tokens=6)
         assert forced[:3] == [logits] * 3
-        assert set(forced[3:]) == {6}
+        assert set(forced[3:]) == {chosen}
         assert set(read_per_token(board, repetition_penalty=1.2)) == {logits}
         for arguments in (
             {},

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
 from compile.backend import Source
@@ -16,7 +15,6 @@ from compile.bmodel.rewrites import Lookup, load
 from compile.graphs.graph import externalise, input_specs, load_graph, output_specs, weights_bytes
 from compile.graphs.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
 from compile.graphs.static_graph import fix_shapes
-from configs.errors import InputError
 from pipeline.manifest import HostLookup, Rewrite
 from pipeline.net_shapes import NetShape, bind
 from pipeline.work_cache import CONTENTS
@@ -75,12 +73,7 @@ def write_prepared(
         ParityError: a rewrite changes what the graph computes.
     """
     plain = folder / _PLAIN
-    try:
-        externalise(source.onnx, plain, _WEIGHTS)
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise InputError(
-            f"{source.onnx}: not a readable ONNX file ({error}); run: make export FORCE=1"
-        ) from None
+    externalise(source.onnx, plain, _WEIGHTS)
     tensors = source.manifest.nets[0].inputs
     static_cases = {net.name: random_inputs(tensors, net.axes, source.task, 0) for net in nets}
     dynamic, done, lookups = _rewrite(source, nets, rewrites, plain)

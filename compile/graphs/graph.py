@@ -11,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from configs.errors import InputError
+from configs.load import shown
 
 #: Weights smaller than this stay inside the ``.onnx`` file, in bytes.
 EMBEDDED_LIMIT_BYTES = 1024
@@ -25,7 +29,7 @@ def externalise(source: Path, graph: Path, weights: str) -> None:
 
     Graphs that share the weights can then be derived, saved and loaded at little cost.
     """
-    model = onnx.load(source)
+    model = load_graph(source, weights=True)
     onnx.save_model(
         model,
         graph,
@@ -36,9 +40,18 @@ def externalise(source: Path, graph: Path, weights: str) -> None:
     )
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Loads a graph without its external weights."""
-    return onnx.load(path, load_external_data=False)
+def load_graph(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Loads a graph, without its external weights unless they are asked for.
+
+    Raises:
+        InputError: the file is no ONNX graph.
+    """
+    try:
+        return onnx.load(path, load_external_data=weights)
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        raise InputError(
+            f"{shown(path)}: not a readable ONNX file ({error}); run: make export FORCE=1"
+        ) from None
 
 
 def tensor_value(tensor: onnx.TensorProto, folder: Path) -> Array:
