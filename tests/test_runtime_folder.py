@@ -170,10 +170,12 @@ def test_a_failure_of_the_work_ends_the_stream_after_what_was_done():
         return [0] * len(group)
 
     stream: Stream[int, int, int] = Stream(lambda item: item, work, batch=2)
+    before = threading.active_count()
     done = []
     with pytest.raises(BackendError, match="gone"):
         done.extend(item for item, _ in stream(range(10)))
-    assert threading.active_count() < 10
+    # Loaders may still be ending; none is added for the items that never came.
+    assert threading.active_count() < before + 10
 
 
 def test_leaving_early_stops_the_workers():

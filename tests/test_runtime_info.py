@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def test_the_combined_file_is_enough(
     # One file and one heap, however many components are in it.
     assert combined.device_memory_bytes is not None
     needed_mib = -(-combined.device_memory_bytes // (1 << 20))
-    assert f"needs {needed_mib} MiB of NPU heap" in printed
+    (found,) = re.findall(r"needs (\d+) MiB of NPU heap", printed)
+    # The file, and beside it the tensors that the runtime allocates.
+    assert needed_mib <= int(found) < 2 * needed_mib
     files = [p for p in (folder / chip.upper()).iterdir() if p.suffix != ".json"]
     size_mib = sum(path.stat().st_size for path in files) / (1 << 20)
     assert f"{chip} f16: {size_mib:.1f} MiB of files" in printed

@@ -52,9 +52,9 @@ def refused(action: Callable[[], object], message: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_manifest_is_read_and_written_with_the_same_keys(exported_artifacts: Path):
+def test_a_manifest_is_read_and_written_with_the_same_keys(reference_artifacts: Path):
     found = 0
-    for path in exported_artifacts.glob("*/**/*manifest.json"):
+    for path in reference_artifacts.glob("*/**/*manifest.json"):
         kind = TaskManifest if path.name == TASK_MANIFEST else ComponentManifest
         text = manifest_text(read_manifest(kind, path, unknown=False))
         assert json.loads(text) == json.loads(path.read_text())
