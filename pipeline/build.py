@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,15 @@ def tool_versions(*distributions: str) -> dict[str, str]:
     Raises:
         ToolError: a distribution is not installed.
     """
-    versions = {}
-    for name in distributions:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            raise ToolError(f"{name} is not installed here; run: make setup") from None
-    return versions
+    return {name: _version(name) for name in distributions}
+
+
+@cache
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise ToolError(f"{distribution} is not installed here; run: make setup") from None
 
 
 def files_match(folder: Path, files: Mapping[str, FileRecord]) -> bool:
