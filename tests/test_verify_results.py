@@ -69,8 +69,10 @@ def test_only_a_comparison_that_failed_blames_the_artifact() -> None:
     def error(*checks: Check) -> str:
         return str(failure(Verification(checks, (), 1, Path("verify.json"))))
 
-    assert "the artifact is wrong" in error(aborted, compared)
-    assert "the artifact is wrong" not in error(aborted)
+    layer = replace(compared, subject=replace(compared.subject, kind="layers"))
+    assert "the artifact is wrong" in error(aborted, layer)
+    assert "make bisect says which layer" in error(aborted, compared)
+    assert "make bisect" not in error(aborted)
     assert "see a.log" in error(aborted)
 
 

@@ -108,7 +108,7 @@ def failure(result: Verification) -> ParityError | None:
         advice = "Rebuild with FORCE=1; if it stays, make bisect says which layer is wrong"
     if any(check.samples and check.subject.kind == "layers" for check in failed):
         advice = "Rebuild with FORCE=1; if it stays, the artifact is wrong, not the tolerance"
-    elif any(check.subject.gap == "onnxruntime_vs_target" for check in failed):
+    elif any(check.samples and check.subject.gap == "onnxruntime_vs_target" for check in failed):
         advice += "; if none is, the net itself amplifies rounding: choose a finer precision"
     return ParityError(
         f"{len(failed)} of {len(result.checks)} checks failed: {names}{more}; see "
