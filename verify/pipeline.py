@@ -79,7 +79,11 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
         store = Store(layout.root / STORE_FILE)
         known = {item.key: store.find(item.key) for item in plan.checks}
         todo = [item for item in plan.checks if known[item.key] is None]
-        finished = {key: check for key, check in known.items() if check is not None}
+        finished = {
+            item.key: replace(check, subject=item.subject)
+            for item in plan.checks
+            if (check := known[item.key]) is not None
+        }
         if todo:
             verdict.write(verdict_text([], error=UNFINISHED))
             for item, check in _run(todo, selection):

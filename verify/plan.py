@@ -201,7 +201,8 @@ def _search_rules(task: TaskArtifacts) -> Planned:
     """Once for all tasks, and again only for other code: no net and no checkpoint is in it."""
     subject = Subject("search_rules", task.task, None, ONNX, task.onnx.precision, "host")
     decides = {
-        "subject": subject.__dict__,
+        # Whichever task a selection begins with.
+        "subject": {**subject.__dict__, "task": None},
         "sources": source_digest("verify.host.search_rules"),
         "tools": tool_versions("transformers", "torch", "numpy"),
     }
