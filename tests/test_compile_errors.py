@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from compile.ir.backend import OpenVinoBackend
 from compile.pipeline import jobs, run
 from configs.errors import InputError, ToolError
 from pipeline.command import select
-from pipeline.tpu_tools import command_lines, process
+from pipeline.tpu_tools import command_lines, process, supervisor
 from pipeline.tpu_tools.process import MemoryBudget, VendorTools, telling_lines
 from tests.compile_private import PrivatePipeline, private_pipeline
 
@@ -187,6 +189,21 @@ def test_a_tools_process_cannot_escape_into_a_session_of_its_own(
     with pytest.raises(ToolError, match="failed with exit code 3"):
         VendorTools().run(["tool"], folder, tmp_path / "log")
     assert_none_works_in(folder)
+
+
+def test_all_processes_end_whenever_their_tool_is_given_up(tmp_path: Path) -> None:
+    """In two threads, the end of one process hid another's from whoever killed it."""
+    escaping = "for i in 1 2 3 4 5 6; do setsid sh -c 'sleep 60; true' & done; sleep 60"
+    for round_ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-IS", supervisor.__file__, "sh", "-c", escaping],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
+        time.sleep(0.04 + 0.004 * round_)
+        assert (process.communicate()[1], process.returncode) == (b"", -signal.SIGKILL)
+        assert_none_works_in(tmp_path)
 
 
 def test_a_failure_names_the_signal(fake_tool: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ processes cannot escape into sessions of their own, because orphans become this 
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 _SET_CHILD_SUBREAPER = 36
@@ -39,19 +39,30 @@ def _end_all() -> None:
             return
 
 
-def _watch() -> None:
-    os.read(sys.stdin.fileno(), 1)
-    _end_all()
-    os._exit(128 + signal.SIGKILL)
+def _ends(process: "subprocess.Popen[bytes]", changes: int) -> bool:
+    """Waits until the command ends (true) or standard input closes (false).
+
+    One thread does all: two would reap each other's children, and kill what took their numbers.
+    """
+    while process.poll() is None:
+        ready, _, _ = select.select([sys.stdin, changes], [], [])
+        if sys.stdin in ready:
+            return False
+        os.read(changes, 1 << 12)
+    return True
 
 
 def main() -> None:
     """Runs the command of the command line."""
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    changes, changed = os.pipe()
+    os.set_blocking(changed, False)
+    signal.set_wakeup_fd(changed, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=_watch, daemon=True).start()
-    code = process.wait()
+    ended = _ends(process, changes)
     _end_all()
+    code = process.returncode if ended else -signal.SIGKILL
     if code < 0:
         # As a shell would not: whoever waits for us learns which signal it was.
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
