@@ -244,6 +244,8 @@ class TaskManifest(_Manifest):
     image: ImageSettings
     dimensions: Dimensions
     shapes: StaticShapes
+    #: the only pictures that the checkpoint knows, where these are not photographs
+    domain: Optional[str] = None
 
 
 @dataclass(frozen=True)
