@@ -163,7 +163,7 @@ class Pipeline:
             "target": target,
             "precision": precision,
             "key": "k",
-            "key_inputs": {},
+            "key_inputs": {"settings": {"target": {"cores": 1}}},
             "nets": [net],
             "files": {name: {"sha256": "ab" * 32, "size_bytes": 3_000_000}},
             "rewrites": [{"name": "fix_shapes", "reason": "r", "sites": 3, "max_abs_error": 0.0}],
