@@ -127,19 +127,19 @@ def materials(verdict: Verdict, described: Description, digests: Mapping[str, st
         )
         for name, version in sorted(_tools(verdict).items())
     ]
-    bom = Bom(
-        components=[*files, *wheels, weights],
-        serial_number=uuid.uuid5(_SPACE, json.dumps(sorted(digests.items()))),
-        metadata=BomMetaData(
-            component=Component(
-                name=described.name,
-                version=described.version,
-                type=ComponentType.MACHINE_LEARNING_MODEL,
-                bom_ref="bundle",
-            ),
-            tools=ToolRepository(components=tools),
-        ),
+    root = Component(
+        name=described.name,
+        version=described.version,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="bundle",
     )
+    parts = [*files, *wheels, weights]
+    bom = Bom(
+        components=parts,
+        serial_number=uuid.uuid5(_SPACE, json.dumps(sorted(digests.items()))),
+        metadata=BomMetaData(component=root, tools=ToolRepository(components=tools)),
+    )
+    bom.register_dependency(root, parts)
     data = json.loads(JsonV1Dot6(bom).output_as_string())
     # The standard does without it; a clock would make two builds differ.
     data["metadata"].pop("timestamp", None)

@@ -66,7 +66,7 @@ def model_card(verdict: Verdict, selection: Selection, described: Description) -
             fidelity="\n".join(f"  {row}" for row in rows),
             latency="\n".join(f"  {line}" for line in latency(verdict, Layout(selection.pipeline))),
             limits=_SHIPPED if is_shipped(checkpoint.source) else _OTHER,
-            task=described.task,
+            task_folder=f"{described.task}/".ljust(26),
             enclosed=f" and what it needs, for {described.wheels}" if described.wheels else "",
         )
     )

@@ -18,12 +18,12 @@ if [ "$venv" = none ]; then
     PYTHONPATH=$set_path${PYTHONPATH:+:$PYTHONPATH}
     export PYTHONPATH
 elif ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
-    "$python" -m venv --clear @VENV_OPTIONS@"$venv" ||
+    "$python" -m venv @VENV_OPTIONS@"$venv" ||
         say "$python cannot make $venv; install its venv module, or set PYTHON, VENV"
     # No settings of this machine, no index: these very files, by their digests.
     (cd "$wheels" && PIP_CONFIG_FILE=/dev/null "$venv/bin/python" -m pip --isolated \
-        --disable-pip-version-check install --quiet --no-index --no-deps --require-hashes \
-        --find-links . -r "$here/requirements.txt") ||
+        --disable-pip-version-check install --quiet --no-compile --no-index --no-deps \
+        --require-hashes --find-links . -r "$here/requirements.txt") ||
         say "pip cannot install these wheels; they are for @PYTHON@"
     cp "$here/requirements.txt" "$venv/installed.txt" || exit 2
 fi
