@@ -30,6 +30,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .cli import information
 
             code: int = getattr(information, options.command)(options)
+        elif options.command == "verify-bundle":
+            from .bundles.check import verify_bundle
+
+            code = verify_bundle(options)
         else:
             from .cli.commands import COMMANDS
 
