@@ -176,7 +176,6 @@ class Pipeline:
                 "architecture": "Blip",
             },
             "device_memory_bytes": 4_000_000 if chip else None,
-            "build": {"seconds": 1.5, "peak_memory_bytes": 1},
             **fields,
         }
         write_json(path, content)

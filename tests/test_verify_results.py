@@ -13,7 +13,6 @@ import pytest
 
 from configs.errors import ToolError
 from runtime.files.manifests import (
-    Build,
     Checkpoint,
     ComponentManifest,
     FileRecord,
@@ -238,7 +237,6 @@ def doubling(sha256: str = "0" * 64) -> Doubling:
         key_inputs={},
         tools={},
         checkpoint=Checkpoint("", None, "", ""),
-        build=Build(0.0),
     )
     session = Doubling(manifest, SessionOptions(verify_digest=False))
     session._loaded = True
