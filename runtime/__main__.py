@@ -26,10 +26,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     # Our own limit on pixels is below the size from which Pillow warns on standard error.
     warnings.simplefilter("ignore")
     try:
+        code: int
         if options.command in ("devices", "info"):
             from .cli import information
 
-            code: int = getattr(information, options.command)(options)
+            code = getattr(information, options.command)(options)
+        elif options.command in ("serve", "watch"):
+            from .cli import services
+
+            code = getattr(services, options.command)(options)
         else:
             from .cli.commands import COMMANDS
 
