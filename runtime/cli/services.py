@@ -133,6 +133,11 @@ def _opened(output: Optional[Path]) -> ContextManager[Optional[TextIO]]:
         return nullcontext()
     try:
         stream = output.open("a", encoding="utf-8")
+        with output.open("rb") as written:
+            size = written.seek(0, os.SEEK_END)
+            written.seek(max(0, size - 1))
+            # A run that was killed may have left half a line.
+            stream.write("" if written.read() in (b"", b"\n") else "\n")
     except OSError as error:
         raise InputError(f"--output {output}: cannot be written ({error})") from None
     return stream
