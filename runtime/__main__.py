@@ -26,6 +26,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     # Our own limit on pixels is below the size from which Pillow warns on standard error.
     warnings.simplefilter("ignore")
     try:
+        code: int
         if options.command in ("devices", "info"):
             from .cli import information
 
@@ -34,6 +35,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .bundles.check import verify_bundle
 
             code = verify_bundle(options)
+        elif options.command in ("serve", "watch"):
+            from .cli import services
+
+            code = getattr(services, options.command)(options)
         else:
             from .cli.commands import COMMANDS
 

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
 from ..errors import InputError
 from ..files.image_names import MAXIMUM_PIXELS
@@ -89,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
         _add_backend(text)
         text.set_defaults(command=name)
 
+    _add_serve(commands.add_parser("serve", help="answer over HTTP, with a page to try it on"))
+    watch = commands.add_parser("watch", help="caption the images that arrive in a folder")
+    _add_watch(watch)
+
     devices = commands.add_parser("devices", help="list what artifacts can run on here")
     devices.add_argument("--json", action="store_true", help="one JSON object per line")
 
@@ -119,19 +123,62 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        default=None,
+        help="file with the token that clients send (default: BLIP_EDGE_TOKEN of the environment)",
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients call this server by; may be repeated (addresses: always)",
+    )
+    limits: List[Tuple[str, Any, Any, str]] = [
+        ("--queue", int, 64, "most requests at a time; more are answered 503"),
+        ("--max-bytes", int, 20 << 20, "most bytes of a picture"),
+        ("--timeout", float, 60.0, "most seconds per request"),
+        ("--batch-wait", float, 0.005, "seconds a batch waits for pictures being decoded"),
+    ]
+    for flag, kind, default, text in limits:
+        group.add_argument(flag, type=kind, default=default, help=f"{text} (%(default)s)")
+    _add_pixels(group)
+    _add_truncation(parser)
+    _add_backend(parser)
+    parser.set_defaults(command="serve")
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder to watch")
+    parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    parser.add_argument("--prompt", default=None, help="words each caption starts with")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="append JSON lines to this file (default: print)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=1.0, help="seconds between two looks (%(default)s)"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="end when everything that is there has its caption"
+    )
+    _add_pixels(parser)
+    _add_generation(parser)
+    _add_backend(parser)
+    parser.set_defaults(command="watch")
+
+
 def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
     parser.add_argument(
         "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
-    parser.add_argument(
-        "--max-pixels",
-        type=_at_least_one,
-        default=MAXIMUM_PIXELS,
-        metavar="PIXELS",
-        help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
-        "(%(default)s)",
-    )
+    _add_pixels(parser)
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -141,6 +188,17 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
             help=f"table with the columns image and {column}, one {column} per row; its images lie "
             "beside it, or in the one folder named",
         )
+
+
+def _add_pixels(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=_at_least_one,
+        default=MAXIMUM_PIXELS,
+        metavar="PIXELS",
+        help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
+        "(%(default)s)",
+    )
 
 
 def _add_truncation(parser: argparse.ArgumentParser) -> None:
