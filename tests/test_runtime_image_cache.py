@@ -17,6 +17,7 @@ from runtime.__main__ import main
 from runtime.preprocessing.images import PreparedImage
 from runtime.preprocessing.processor import ImagePreprocessor
 from runtime.tasks.image_cache import ImageCache
+from runtime.tasks.matching import Match, _parts
 from runtime.tasks.streaming import Stream, Turns
 from tests.runtime_support import IMAGES, THREADS
 
@@ -116,6 +117,42 @@ def test_kept_states_are_nobody_elses_memory():
     assert found.tolist() == [[0, 1, 2]]
     found[:] = -1
     assert cache.states([image(1)], lambda _: batch).tolist() == [[0, 1, 2]]
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    """Equal answers; scores but for how sums of another shape are rounded."""
+    if isinstance(found[0], Match):
+        found, expected = ([one.itm_logits for one in side] for side in (found, expected))
+        return bool(np.allclose(found, expected, rtol=1e-5, atol=1e-5))
+    return found == expected
+
+
+@pytest.mark.parametrize("name", ["vqa", "itm"])
+def test_texts_about_one_image_share_its_keys(
+    exported_artifacts: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    kind, texts = TASKS[name]
+    fed: list[tuple[int, int]] = []
+    with opened(kind, exported_artifacts, "onnx") as task:
+        alone = [[task(image, text) for text in texts] for image in IMAGES[:2]]
+        session = task.session("text_encoder")
+        run = session.run
+
+        def watched(feeds: Any, net: str | None = None) -> Any:
+            fed.append((len(feeds["input_ids"]), len(feeds["image_embeds"])))
+            return run(feeds, net)
+
+        monkeypatch.setattr(session, "run", watched)
+        assert same(task.ask(IMAGES[0], texts), alone[0])
+        assert fed == [(2, 1)]
+        mixed = task.pairs(IMAGES[:2], [texts, texts[:1]])
+    assert same([*mixed[0], *mixed[1]], [*alone[0], alone[1][0]])
+    assert fed[1:] == ([(3, 3)] if name == "vqa" else [(2, 1), (1, 1)])
+
+
+def test_calls_of_texts_keep_their_order():
+    assert _parts([0, 1, 2, 2, 2, 3, 4, 5], 2) == [[0, 1], [2, 3], [4], [5, 6], [7]]
+    assert _parts([], 4) == []
 
 
 def test_a_negative_size_is_refused(exported_artifacts: Path):

@@ -387,7 +387,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         floats = cross_floats + size.image_tokens * size.vision_hidden_size
         found: List[List[TokenSequence]] = []
         for part in chunks(range(len(questions)), self.rows_at_once("text_encoder", floats)):
-            embeds = image_embeds[[images[i] for i in part]]
+            embeds = self.embeds_for(image_embeds, [images[i] for i in part])
             with stage("text_encoder", len(part), timings, stop):
                 outputs, mask = self.run_texts(
                     "text_encoder", [questions[i] for i in part], image_embeds=embeds

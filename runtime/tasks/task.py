@@ -29,6 +29,7 @@ from ..decoding.batching import (
     Timings,
     chunk_rows,
     chunks,
+    fixed_batch,
     padded_texts,
     run_rows,
     stage,
@@ -327,6 +328,16 @@ class Task(ABC, Generic[Found]):
         session = self.session(component)
         ids, mask = padded_texts(session, rows, self.manifest.text)
         return run_rows(session, {"input_ids": ids, "attention_mask": mask, **more}), mask
+
+    def embeds_for(self, image_embeds: np.ndarray, images: Sequence[int]) -> np.ndarray:
+        """States of the image of each text of a call, from ``encode``.
+
+        Of one image for all texts it is one row, from which the net makes keys and values once.
+        """
+        net = self.session("text_encoder").manifest.nets[0]
+        one = len(set(images)) == 1 and fixed_batch(net) is None
+        picked: np.ndarray = image_embeds[list(images[:1] if one else images)]
+        return picked
 
     def images_at_once(self) -> int:
         """How many images one call takes through all stages at once."""
