@@ -30,7 +30,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if options.command in ("devices", "info"):
             from .cli import information
 
-            code: int = getattr(information, options.command)(options)
+            code = getattr(information, options.command)(options)
         elif options.command == "verify-bundle":
             from .bundles.check import verify_bundle
 

@@ -306,7 +306,7 @@ def _warm_up(task: Task[Any], items: Sequence[WorkItem], work: Work) -> None:
     """Loading and first calls are not what a user wants to know per image."""
     for item in items:
         try:
-            prepared = task.preprocessor.prepare(item.source)
+            prepared = task.prepare(item.source)
         except InputError:
             continue
         # Nets with dynamic shapes prepare themselves for every new batch size.

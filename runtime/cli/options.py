@@ -179,6 +179,13 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     _add_pixels(parser)
+    parser.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none)",
+    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -328,6 +335,7 @@ def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
         "verify_digest": not options.no_verify_digest,
         "rehash": options.rehash,
         "maximum_pixels": options.max_pixels,
+        "image_cache_bytes": (options.image_cache or 0) << 20,
         "truncate": getattr(options, "truncate", False),
     }
 

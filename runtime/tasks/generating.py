@@ -256,10 +256,9 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         size = max(1, self.images_at_once() // (1 if given is None else given.width))
         for part in chunks(range(len(prompts)), size):
             picked = slice(part[0], part[-1] + 1)
-            with stage("preprocess", len(part), timings, stop):
-                pixel_values = self.preprocessor(sources[picked])
+            states = self.image_states(sources[picked], timings, stop)
             found = self._generate(
-                self.encode_image(pixel_values, timings, stop),
+                self._cross(states, timings, stop),
                 prompts[picked],
                 settings,
                 first=part[0],
@@ -289,14 +288,25 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         stop: Optional[StopSignal] = None,
     ) -> Any:
         """Cross keys and values of ``[images, 3, height, width]``, one context per image."""
-        cross, rows = self.session("cross_key_values"), len(pixel_values)
+        return self._cross(self.vision_states(pixel_values, timings, stop), timings, stop)
+
+    def vision_states(
+        self, pixel_values: np.ndarray, timings: Optional[Timings], stop: Optional[StopSignal]
+    ) -> Any:
+        """See ``Task``; cross keys and values, where one model computes both."""
+        cross = self.session("cross_key_values")
+        if cross is not self.session("vision_encoder"):
+            return self.image_embeds(pixel_values, timings, stop)
+        with stage("vision", len(pixel_values), timings, stop):
+            return cross.cross_states({"pixel_values": pixel_values})
+
+    def _cross(self, states: Any, timings: Optional[Timings], stop: Optional[StopSignal]) -> Any:
+        """Cross keys and values from ``vision_states``."""
+        cross = self.session("cross_key_values")
         if cross is self.session("vision_encoder"):
-            # One model computes both.
-            with stage("vision", rows, timings, stop):
-                return cross.cross_states({"pixel_values": pixel_values})
-        embeds = self.image_embeds(pixel_values, timings, stop)
-        with stage("cross_key_values", rows, timings, stop):
-            return cross.cross_states({"encoder_hidden_states": embeds})
+            return states
+        with stage("cross_key_values", len(states), timings, stop):
+            return cross.cross_states({"encoder_hidden_states": states})
 
     def _sequences(
         self,
@@ -432,7 +442,7 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
         most = self.rows_at_once("text_encoder", floats)
         size_at_once = max(1, most // (1 if given is None else given.width))
         for part in chunks(range(len(questions)), size_at_once):
-            embeds = image_embeds[[images[i] for i in part]]
+            embeds = self.embeds_for(image_embeds, [images[i] for i in part])
             with stage("text_encoder", len(part), timings, stop):
                 outputs, mask = self.run_texts(
                     "text_encoder", [questions[i] for i in part], image_embeds=embeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -292,12 +293,27 @@ class Matcher(Task[Match]):
         rows = [self.read_text.tokens(text) for text in texts]
         parts = []
         with stage("text_encoder", len(texts), timings, stop):
-            for part in chunks(range(len(rows)), self.images_at_once()):
-                embeds = image_embeds[[images[i] for i in part]]
+            for part in _parts(images, self.images_at_once()):
+                embeds = self.embeds_for(image_embeds, [images[i] for i in part])
                 asked = [rows[i] for i in part]
                 outputs, _ = self.run_texts("text_encoder", asked, image_embeds=embeds)
                 parts.append(outputs["itm_logits"])
         return np.concatenate(parts)
+
+
+def _parts(images: Sequence[int], size: int) -> List[List[int]]:
+    """Texts in calls of at most ``size``, in order; an image with several has its own calls."""
+    parts: List[List[int]] = []
+    previous = 0
+    for _, run in groupby(range(len(images)), key=lambda text: images[text]):
+        mine = list(run)
+        joins = len(mine) == 1 == previous and len(parts[-1]) < size
+        previous = len(mine)
+        if joins:
+            parts[-1] += mine
+        else:
+            parts += [list(part) for part in chunks(mine, size)]
+    return parts
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
