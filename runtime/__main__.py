@@ -30,6 +30,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .cli import information
 
             code: int = getattr(information, options.command)(options)
+        elif options.command == "drafts":
+            from .cli.drafts import drafts
+
+            code = drafts(options)
         else:
             from .cli.commands import COMMANDS
 

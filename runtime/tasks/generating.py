@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Generic, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Generic,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 
@@ -13,10 +25,13 @@ from ..decoding.batching import StopSignal, Timings, as_numpy, chunks, like_inpu
 from ..errors import InputError
 from ..generation.generate import OnToken, generate, padded_sequences
 from ..generation.generate import Sequence as TokenSequence
-from ..generation.settings import GenerationSettings
+from ..generation.settings import DRAFT_TABLE, GenerationSettings
 from ..preprocessing.images import ImageSource
 from ..preprocessing.processor import PromptReader, TextReader
 from .task import Result, Task, check_pairs
+
+if TYPE_CHECKING:
+    from ..generation.drafts import Drafter
 
 Tokens = Sequence[Sequence[int]]
 
@@ -70,6 +85,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
 
     generates = True
     result: Type[Text]
+    _drafts: Optional["Drafter"] = None
 
     @abstractmethod
     def _sequences(
@@ -160,7 +176,23 @@ class GeneratingTask(Task[Text], Generic[Text]):
             on_token=None if on_token is None else shifted,
             timings=timings,
             stop=stop,
+            drafter=self._drafter(settings) if settings.drafts else None,
         )
+
+    def _drafter(self, settings: GenerationSettings) -> Optional["Drafter"]:
+        """What drafts tokens: the task's table, or the text alone where tokens are asked for."""
+        listed = DRAFT_TABLE in self.manifest.files
+        if not listed and settings.draft_tokens is None:
+            return None
+        if self._drafts is None:
+            from ..generation.drafts import Drafter, read_table
+
+            path, vocabulary = (
+                self.manifest.folder / DRAFT_TABLE,
+                self.manifest.text.vocabulary_size,
+            )
+            self._drafts = Drafter(read_table(path, vocabulary) if listed else None)
+        return self._drafts
 
     def _result(self, sequences: List[TokenSequence]) -> Text:
         best, *others = [self._found(sequence) for sequence in sequences]
