@@ -17,7 +17,7 @@ from bundle.wheels import build_runtime_wheel, check_tag, download_wheels
 from configs.layout import REPOSITORY_ROOT
 from pipeline.atomic import artifact_lock, staging
 from pipeline.command import Selection
-from pipeline.manifest import Build, file_sha256, manifest_text
+from pipeline.manifest import file_sha256
 from runtime import __version__
 from runtime.bundles import format as names
 from runtime.bundles.check import check_folder
@@ -126,18 +126,10 @@ def _fill(
 def _copy_artifacts(folder: Path, verdict: Verdict) -> None:
     files = verdict.shipped
     root = files.task.folder.parent
-    for path in files.digests:
+    manifests = [part.path for part in (files.task, *files.components, files.combined) if part]
+    for path in (*files.digests, *manifests):
         (folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / path.relative_to(root))
-    # What building took is no part of what was built.
-    free = Build(seconds=0.0)
-    texts = {files.task.path: manifest_text(files.task)}
-    for part in files.components:
-        texts[part.path] = manifest_text(replace(part, build=free))
-    if files.combined is not None:
-        texts[files.combined.path] = manifest_text(replace(files.combined, build=free))
-    for path, text in texts.items():
-        (folder / path.relative_to(root)).write_text(text, encoding="utf-8")
 
 
 def _requirement(wheel: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline.build import build_component, current, tool_versions
 from pipeline.checkpoint.files import IMAGE_FILES, TEXT_FILES
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
-from pipeline.manifest import Net, key_of
+from pipeline.manifest import FIRST_LOGIT, Net, key_of
 from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
@@ -235,7 +235,14 @@ def _export(item: Item, folder: Path, loaded: _Loaded) -> tuple[dict[str, Any], 
         reference.write(folder / f"{stem}.reference.npz", outcome.record)
         tensors = module.tensors(loaded.settings)
         write_onnx(wrapper, tensors, folder / f"{stem}.onnx")
-    net = Net(name="main", file=f"{stem}.onnx", inputs=tensors.inputs, outputs=tensors.outputs)
+    optional = {spec.name: spec.artifact_name for spec in tensors.optional}
+    net = Net(
+        name="main",
+        file=f"{stem}.onnx",
+        inputs=tensors.inputs,
+        outputs=tensors.outputs,
+        first_logit=optional.get(FIRST_LOGIT),
+    )
     return {"nets": (net,)}, outcome.worst_relative_error
 
 

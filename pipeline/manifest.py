@@ -28,6 +28,7 @@ from runtime.files.manifests import TaskManifest as TaskManifest
 from runtime.files.manifests import TextSettings as TextSettings
 from runtime.files.manifests import manifest_data as manifest_data
 from runtime.files.manifests import manifest_text as manifest_text
+from runtime.files.nets import FIRST_LOGIT as FIRST_LOGIT
 from runtime.files.nets import Estimate as Estimate
 from runtime.files.nets import HostLookup as HostLookup
 from runtime.files.nets import KeptConstant as KeptConstant

@@ -39,6 +39,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .cli import services
 
             code = getattr(services, options.command)(options)
+        elif options.command == "drafts":
+            from .cli.drafts import drafts
+
+            code = drafts(options)
         else:
             from .cli.commands import COMMANDS
 

@@ -172,7 +172,7 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
         ToolError: a tensor is missing, superfluous, or of another shape.
     """
     states = {name for state in net.states for name in (state.past, state.new)}
-    extra = 1 if net.row_index else 0
+    extra = bool(net.row_index) + bool(net.first_logit)
 
     def matched(specs: tuple[TensorSpec, ...], ports: list[Any], side: str) -> list[TensorSpec]:
         found = {name: port for port in ports for name in port.get_names()}

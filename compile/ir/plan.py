@@ -17,6 +17,7 @@ from pipeline.net_shapes import NetShape, net_shapes
 #: Rewrites of each component, in order; names of modules in compile/ir/rewrites.
 _REWRITES: dict[Component, tuple[str, ...]] = {
     "text_decoder": (
+        "first_logit",
         "fused_self_attention",
         "stateful_cache",
         "shared_cross_attention",

@@ -92,6 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="answer over HTTP, with a page to try it on"))
     watch = commands.add_parser("watch", help="caption the images that arrive in a folder")
     _add_watch(watch)
+    drafts = commands.add_parser(
+        "drafts", help="make a table of what texts mostly say, so that fewer passes are needed"
+    )
+    drafts.add_argument("texts", type=Path, help="file with one caption or answer per line")
+    drafts.add_argument("--task", choices=("caption", "vqa"), default="caption")
+    drafts.add_argument(
+        "--artifacts", default=DEFAULT_ARTIFACTS, help="pipeline or task folder (%(default)s)"
+    )
 
     devices = commands.add_parser("devices", help="list what artifacts can run on here")
     devices.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -306,6 +314,8 @@ def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
         searches = given.get("num_beams", 1) > 1 if needed == "num_beams" else needed in given
         if needed is not None and not searches:
             raise _idle(name, f"without {_flag(needed)}")
+    if given.get("draft_tokens") and ("do_sample" in given or given.get("num_beams", 1) > 1):
+        raise _idle("draft_tokens", "beside --do-sample or --num-beams")
     if "max_length" in given and "max_new_tokens" in given:
         raise _idle("max_length", "beside --max-new-tokens")
     return given

@@ -243,6 +243,8 @@ class Report:
                     stage: round(measured.milliseconds_per_row(stage), 3) for _, stage in used
                 }
                 record: Dict[str, Any] = {"target": target, "timing_ms": stages}
+                if measured.drafted:
+                    record["tokens_per_pass"] = round(measured.tokens_per_pass, 3)
                 if target in rates:
                     record["images_per_s"] = round(rates[target], 3)
                 say_json(record)
@@ -255,6 +257,9 @@ class Report:
             ]
             for target, measured in timings.items()
         ]
+        for target, measured in timings.items():
+            if measured.drafted:
+                say(f"{target}: {measured.tokens_per_pass:.2f} tokens per pass of the decoder")
         print("\nmean time in ms per image, question or token")
         print(table(["target", *[heading for heading, _ in used], "images/s"], rows), flush=True)
 

@@ -134,6 +134,7 @@ class StaticShapes:
     batch: int
     text_tokens: int
     past_tokens: Optional[int] = None
+    draft_tokens: int = 0
     variants: ShapeVariants = ShapeVariants()
 
 

@@ -12,7 +12,7 @@ def narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
         # Round to nearest, ties to even, as the chips' own converters do.
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         return (rounded >> np.uint32(16)).astype(np.uint16)
-    return np.ascontiguousarray(array, dtype=np.dtype(dtype))
+    return np.asarray(array, dtype=np.dtype(dtype), order="C")
 
 
 def widened(array: np.ndarray) -> np.ndarray:

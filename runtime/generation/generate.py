@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple, Union
 from typing import Sequence as Many
 
 import numpy as np
@@ -14,8 +14,11 @@ from ..decoding.batching import StopSignal, Timings, stage
 from ..errors import InputError
 from ..files.manifests import TaskManifest, TextSettings
 from ..files.number_formats import log_probability, log_softmax, softmax
-from ..sessions.session import Session
+from ..sessions.session import DecoderRun, Session
 from .settings import GenerationSettings, ScoreRules
+
+if TYPE_CHECKING:
+    from .drafts import DraftedRun, Drafter
 
 #: Called with the row and each new token id, as soon as it is known.
 OnToken = Callable[[int, int], None]
@@ -105,18 +108,39 @@ class SingleSearch(Search):
 
     def advance(self, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """See ``Search``."""
-        if logits.ndim == 1:
-            token = int(logits[0])
-        else:
-            scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
-            if self._generator is None:
-                token = int(scores.argmax())
-            else:
-                token = int(draw(softmax(scores), 1, self._generator)[0])
-            self._log_probs.append(log_probability(logits[0], token))
-        self._tokens.append(token)
+        token = self._choice(logits)
+        self._take(logits, token)
         self.done = token == self._limits.end_token_id or len(self._tokens) >= self._limits.longest
         return self._PARENT, np.array([token], dtype=np.int64)
+
+    def _choice(self, logits: np.ndarray) -> int:
+        if logits.ndim == 1:
+            return int(logits[0])
+        scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
+        if self._generator is None:
+            return int(scores.argmax())
+        return int(draw(softmax(scores), 1, self._generator)[0])
+
+    def _take(self, logits: np.ndarray, token: int) -> None:
+        self._tokens.append(token)
+        if logits.ndim > 1:
+            self._log_probs.append(log_probability(logits[0], token))
+
+    def draft(self, drafter: "Drafter", most: int) -> List[int]:
+        """Tokens that may follow; at least one more must have room after them."""
+        room = self._limits.longest - len(self._tokens) - 1
+        found = drafter.draft(self._tokens, min(most, room))
+        end = self._limits.end_token_id
+        return found[: found.index(end)] if end in found else found
+
+    def accept(self, logits: np.ndarray, draft: Many[int]) -> int:
+        """Takes drafted tokens while each is this search's own choice; returns how many."""
+        for count, token in enumerate(draft):
+            own = logits[count : count + 1]
+            if self._choice(own) != token:
+                return count
+            self._take(own, token)
+        return len(draft)
 
     def results(self) -> List[Sequence]:
         """See ``Search``."""
@@ -275,6 +299,7 @@ def generate(
     on_token: Optional[OnToken] = None,
     timings: Optional[Timings] = None,
     stop: Optional[StopSignal] = None,
+    drafter: Optional["Drafter"] = None,
 ) -> List[List[Sequence]]:
     """Generates from every prompt; row i attends to context i of ``cross``.
 
@@ -291,6 +316,7 @@ def generate(
         on_token: streams tokens; greedy search and sampling of one sequence only.
         timings: collects the time of the first pass and of the steps.
         stop: ends the generation at its next step.
+        drafter: guesses tokens, which change nothing but the number of passes.
 
     Returns:
         for each prompt its ``num_return_sequences`` sequences, best first.
@@ -317,7 +343,10 @@ def generate(
         np.full(search.beams, index // repeats, dtype=np.int64)
         for index, search in enumerate(searches)
     ]
-    with closing(session.start_run(manifest.dimensions, cross)) as run:
+    with closing(session.start_run(manifest.dimensions, cross)) as decoder:
+        run: Union[DecoderRun, DraftedRun] = decoder
+        if drafter is not None:
+            run = drafter.over(decoder, searches, settings.draft_tokens, on_token, timings)
         run.tokens_suffice = all(search.takes_tokens for search in searches)
         with stage("first_pass", len(prompts), timings, stop):
             logits = run.start(prompts, range(len(prompts)))

@@ -15,6 +15,8 @@ DEFAULT_NEW_TOKENS = 20
 #: Tokens of a question or description, the first and last one included, after which BLIP's own
 #: code cuts it.
 TRUNCATED_TOKENS = 35
+#: File of a task's folder that says what mostly follows which tokens (``drafts``).
+DRAFT_TABLE = "processor/drafts.npy"
 _NEVER = np.float32(-np.inf)
 
 
@@ -51,6 +53,14 @@ class GenerationSettings:
     output_scores: bool = _setting(
         False, "confidences even where a chip's net chooses tokens itself, which is slower"
     )
+    draft_tokens: Optional[int] = _setting(
+        None, "greedy search: tokens to draft for each pass, which checks them; 0 for none"
+    )
+
+    @property
+    def drafts(self) -> bool:
+        """Whether tokens may be drafted: not for searches that keep more than the best token."""
+        return self.num_beams == 1 and not self.do_sample and self.draft_tokens != 0
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> "GenerationSettings":
@@ -172,6 +182,7 @@ _WHOLE_NUMBERS = {
     "top_k": 0,
     "seed": 0,
     "no_repeat_ngram_size": 0,
+    "draft_tokens": 0,
 }
 
 

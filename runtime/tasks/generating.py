@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Generic, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Generic,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 
@@ -14,11 +26,14 @@ from ..errors import InputError
 from ..generation.generate import OnToken, generate, padded_sequences
 from ..generation.generate import Sequence as TokenSequence
 from ..generation.given import Given
-from ..generation.settings import GenerationSettings
+from ..generation.settings import DRAFT_TABLE, GenerationSettings
 from ..preprocessing.images import ImageSource
 from ..preprocessing.processor import PromptReader, TextReader
 from .given_texts import ScoredAnswers, ScoredCaptions, choice
 from .task import Result, Task, check_pairs
+
+if TYPE_CHECKING:
+    from ..generation.drafts import Drafter
 
 Tokens = Sequence[Sequence[int]]
 
@@ -90,6 +105,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
 
     generates = True
     result: Type[Text]
+    _drafts: Optional["Drafter"] = None
 
     @abstractmethod
     def _sequences(
@@ -202,7 +218,23 @@ class GeneratingTask(Task[Text], Generic[Text]):
             on_token=None if on_token is None else shifted,
             timings=timings,
             stop=stop,
+            drafter=self._drafter(settings) if settings.drafts and given is None else None,
         )
+
+    def _drafter(self, settings: GenerationSettings) -> Optional["Drafter"]:
+        """What drafts tokens: the task's table, or the text alone where tokens are asked for."""
+        listed = DRAFT_TABLE in self.manifest.files
+        if not listed and settings.draft_tokens is None:
+            return None
+        if self._drafts is None:
+            from ..generation.drafts import Drafter, read_table
+
+            path, vocabulary = (
+                self.manifest.folder / DRAFT_TABLE,
+                self.manifest.text.vocabulary_size,
+            )
+            self._drafts = Drafter(read_table(path, vocabulary) if listed else None)
+        return self._drafts
 
     def _result(self, sequences: List[TokenSequence]) -> Text:
         best, *others = [self._found(sequence) for sequence in sequences]
