@@ -1,23 +1,28 @@
-# Thin by design: every target calls a stage; the stages decide what is out of date.
+# Thin by design: every target calls `python -m pipeline`, which checks the options and calls the stages.
+# Options reach it in the environment, so no shell reads them; they are checked before any set-up.
 CONFIG ?= configs/reference.yaml
 PYTHON := .venv/bin/python
 ENVIRONMENT := environment
 TPU_ENVIRONMENT := tpu-environment
-
-select = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(COMPONENT),--component $(COMPONENT))
-force = $(if $(FORCE),--force)
-dry_run = $(if $(DRY_RUN),--dry-run)
-precision = $(if $(PRECISION),--precision $(PRECISION))
-target = $(if $(TARGET),--target $(TARGET))
-
-evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--dataset $(DATASET)) \
-	$(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(IMAGES),--images $(IMAGES)) $(if $(SPLIT),--split $(SPLIT)) \
-	$(if $(ITEMS),--items $(ITEMS)) $(if $(MODE),--mode $(MODE)) $(if $(RERANK),--rerank $(RERANK)) \
-	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
+PIPELINE = python3 -m pipeline --make
+dry := $(filter-out 0 no false off,$(DRY_RUN))
+export CALLER ?= $(CURDIR)
+export MAKECMDGOALS
 
 .DEFAULT_GOAL := help
-.PHONY: help all environment tpu-environment setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
-	test-network test-browser lint format clean distclean
+.NOTPARALLEL:
+
+HERE := $(shell file='$(MAKEFILE_LIST)'; dirname -- "$${file# }")
+ifneq ($(HERE),.)
+# Called with -f from elsewhere: everything happens in the checkout.
+goals := $(or $(MAKECMDGOALS),help)
+.PHONY: elsewhere $(goals)
+$(goals): elsewhere ; @:
+elsewhere: ; @$(MAKE) --no-print-directory -C "$(HERE)" $(goals)
+else
+
+.PHONY: help check all environment tpu-environment setup setup-tpu doctor export ir bmodel compile verify report bundle evaluate estimate board-test bench bisect \
+	test test-slow test-device test-network test-browser lint format clean distclean
 
 help:
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
@@ -26,61 +31,63 @@ help:
 
 ##@ Start here
 all: setup ## everything: set up, export, compile for every target of CONFIG, verify, report
-	@$(PYTHON) -m export $(select) $(dry_run) $(force)
-	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
-	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full); \
-		status=$$?; [ $$status -gt 1 ] || $(PYTHON) -m verify report --config $(CONFIG); exit $$status)
+	@$(PIPELINE) all
 
 setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and, for pipelines with chips, .venv-tpu
 
 setup-tpu: $(ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10), whatever CONFIG says
 	@$(PYTHON) -m scripts.setup_tpu
 
+check:
+	@$(PIPELINE) check
+
 # What is up to date, by content, is left as it is. A dry run sets nothing up.
-$(ENVIRONMENT):
-	@$(if $(DRY_RUN),:,python3 scripts/setup_environment.py)
+$(ENVIRONMENT): check
+	@$(if $(dry),:,python3 scripts/setup_environment.py)
 
 $(TPU_ENVIRONMENT): $(ENVIRONMENT)
-	@$(if $(DRY_RUN),:,$(PYTHON) -m scripts.setup_tpu --config $(CONFIG) $(target))
+	@$(if $(dry),:,$(PIPELINE) setup)
 
 doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
-	@$(PYTHON) -m scripts.doctor --config $(CONFIG)
+	@$(PIPELINE) doctor
 
 ##@ Build
 export: $(ENVIRONMENT) ## checkpoints -> ONNX, one file per component
-	@$(PYTHON) -m export $(select) $(dry_run) $(force)
+	@$(PIPELINE) export
 
-ir: export ## ONNX -> OpenVINO IR (TARGET=openvino_npu: of fixed shapes)
-	@$(PYTHON) -m compile $(select) --backend openvino --target $(or $(TARGET),openvino) $(precision) $(dry_run) $(force)
+ir: $(ENVIRONMENT) ## ONNX -> OpenVINO IR (TARGET=openvino_npu: of fixed shapes)
+	@$(PIPELINE) ir
 
-bmodel: export $(TPU_ENVIRONMENT) ## ONNX -> BModel for TARGET=bm1684|bm1684x|bm1688 (default: all in CONFIG)
-	@$(PYTHON) -m compile $(select) --backend sophon $(target) $(precision) $(dry_run) $(force)
+bmodel: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## ONNX -> BModel for TARGET=bm1684|bm1684x|bm1688 (default: all in CONFIG)
+	@$(PIPELINE) bmodel
 
-compile: export $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
-	@$(PYTHON) -m compile $(select) $(target) $(precision) $(dry_run) $(force)
+compile: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## ONNX -> every target of CONFIG
+	@$(PIPELINE) compile
 
-##@ Prove and measure
+##@ Prove, ship and measure
 verify: setup ## every artifact against onnxruntime and the checkpoint (VERIFY=full: simulate full size too)
-	@$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full)
-
-estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, sizes (TOKENS=12 ANSWER_TOKENS=3)
-	@$(PYTHON) -m compile estimate --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) \
-		$(if $(TOKENS),--tokens $(TOKENS)) $(if $(ANSWER_TOKENS),--answer-tokens $(ANSWER_TOKENS))
-
-board-test: setup ## a folder that gives parity and latency on a board in one command (TARGET=bm1684x)
-	@$(PYTHON) -m verify board-test --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) $(precision)
+	@$(PIPELINE) verify
 
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
-	@$(PYTHON) -m verify report --config $(CONFIG) $(force)
+	@$(PIPELINE) report
+
+bundle: $(ENVIRONMENT) ## verified artifacts as archives that install without a network (WHEELS=cp38-aarch64)
+	@$(PIPELINE) bundle
+
+estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, sizes (TOKENS=12 ANSWER_TOKENS=3)
+	@$(PIPELINE) estimate
+
+board-test: setup ## a folder that gives parity and latency on a board in one command (TARGET=bm1684x)
+	@$(PIPELINE) board-test
 
 bisect: $(ENVIRONMENT) ## the layer or stage that makes an artifact drift (TASK= TARGET= PRECISION= MODE=exact|fast)
-	@$(PYTHON) -m verify bisect $(select) $(target) $(precision) $(if $(MODE),--mode $(MODE))
+	@$(PIPELINE) bisect
 
 evaluate: $(ENVIRONMENT) ## answers over a data set, side by side with the checkpoint's (DATASET=kind:path ITEMS= MODE=)
-	@$(PYTHON) -m verify evaluate $(evaluated) $(target) $(precision)
+	@$(PIPELINE) evaluate
 
 bench: $(ENVIRONMENT) ## measure torch, onnxruntime, the notebook's design and our modes side by side (QUICK=1)
-	@$(PYTHON) -m benchmarks $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(if $(TASK),--task $(TASK)) $(if $(QUICK),--quick)
+	@$(PIPELINE) bench
 
 ##@ Develop
 test: setup ## run the tests
@@ -112,3 +119,4 @@ clean: ## remove artifacts (environments stay)
 
 distclean: clean ## remove artifacts and environments
 	@rm -rf .venv .venv-tpu .cache blip_edge.egg-info
+endif

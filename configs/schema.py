@@ -7,26 +7,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from configs.names import TASK_COMPONENTS as TASK_COMPONENTS
+from configs.names import Component as Component
+from configs.names import Task as Task
 from configs.precisions import PRECISIONS as PRECISIONS
 from configs.precisions import Backend
 from configs.precisions import Precision as Precision
-
-Task = Literal["caption", "vqa", "itm"]
-Component = Literal[
-    "vision_encoder",
-    "text_encoder",
-    "text_encoder_unimodal",
-    "vision_projection",
-    "cross_key_values",
-    "text_decoder",
-]
-
-#: Components of each task in data-flow order (docs/manifest.md).
-TASK_COMPONENTS: dict[Task, tuple[Component, ...]] = {
-    "caption": ("vision_encoder", "cross_key_values", "text_decoder"),
-    "vqa": ("vision_encoder", "text_encoder", "cross_key_values", "text_decoder"),
-    "itm": ("vision_encoder", "text_encoder", "text_encoder_unimodal", "vision_projection"),
-}
 
 #: ``required``: a net whose attentions the compiler did not all fuse is an error; ``recorded``:
 #: the manifest says how many were; ``off``: the graph is changed so that none is

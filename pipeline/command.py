@@ -32,6 +32,7 @@ from configs.schema import (
     TargetConfig,
     Task,
 )
+from pipeline.annotations import annotate
 from pipeline.console import messages
 
 Parameters = ParamSpec("Parameters")
@@ -93,6 +94,7 @@ def exit_codes(command: Callable[Parameters, None]) -> Callable[Parameters, None
             raise
         except BlipEdgeError as error:
             messages.print(f"[red]error:[/] {escape(str(error))}")
+            annotate(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as error:
             with suppress(OSError):  # the terminal may be gone
@@ -106,6 +108,7 @@ def exit_codes(command: Callable[Parameters, None]) -> Callable[Parameters, None
             if os.environ.get(DEBUG):
                 raise
             messages.print(f"[red]error:[/] {escape(_unexpected(error))}")
+            annotate(_unexpected(error))
             raise typer.Exit(1) from None
 
     return run

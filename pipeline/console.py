@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -23,6 +24,8 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False)
 #: Wider than any table.
 _UNLIMITED = 10_000
+#: How often a log hears that work goes on.
+PLAIN_LINES_S = 30.0
 #: The bar on the screen: a terminal has room for one, and a step's own bar is drawn below it.
 _shown: list[Progress] = []
 
@@ -95,9 +98,37 @@ def steps(stage: str, total: int, *, remaining: bool = False) -> Iterator[Steps]
         console=messages,
         transient=True,
     )
-    with progress:
+    with progress, _plain_lines(progress):
         _shown.append(progress)
         try:
             yield Steps(progress, total, stage)
         finally:
             _shown.remove(progress)
+
+
+@contextmanager
+def _plain_lines(progress: Progress) -> Iterator[None]:
+    """Where no terminal shows the bar: a line now and then, so that a log tells that work goes on.
+
+    Each line is about the innermost bar and those around it.
+    """
+    if messages.is_terminal:
+        yield
+        return
+    ended = Event()
+
+    def say() -> None:
+        while not ended.wait(PLAIN_LINES_S):
+            bars = [
+                f"{one.description} ({one.completed:g}/{one.total:g})" for one in progress.tasks
+            ]
+            elapsed = max((one.elapsed or 0 for one in progress.tasks), default=0)
+            messages.print(f"{'; '.join(bars)}, {elapsed:.0f} s", markup=False)
+
+    thread = Thread(target=say, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -39,12 +39,11 @@ def test_pages_show_commands() -> None:
     assert {page for page, _, _ in SHOWN} >= {"README.md"}
 
 
+@pytest.mark.usefixtures("openvino_artifacts")
 @pytest.mark.parametrize(
     ("page", "command", "printed"), SHOWN, ids=[f"{page}: {command}" for page, command, _ in SHOWN]
 )
-def test_a_command_prints_what_its_page_says(
-    openvino_artifacts: Path, page: str, command: str, printed: str
-) -> None:
+def test_a_command_prints_what_its_page_says(page: str, command: str, printed: str) -> None:
     program, *arguments = shlex.split(command, comments=True)
     result = subprocess.run(
         [*_PROGRAMS[program], *arguments],

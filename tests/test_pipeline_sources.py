@@ -118,6 +118,8 @@ INTEGERS = ("openvino int8 * vision_encoder", "bm1684x int8 itm *", "bm1684x int
         ("verify/bisect/diagnosis.py", ()),
         ("benchmarks/table.py", ()),
         ("verify/page/figures.py", ("report",)),
+        ("verify/verdicts/merging.py", ("report",)),
+        ("verify/verdicts/junit.py", ()),
         ("export/components/vision_encoder.py", ("export * vision_encoder",)),
         ("export/components/text_layers.py", ("export * text_*", "export * cross_key_values")),
         ("export/processor.py", ("export *",)),

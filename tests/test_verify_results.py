@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_only_a_comparison_that_failed_blames_the_artifact() -> None:
     aborted = check(samples=0, problems=("the simulator aborted (status 6); see a.log",))
 
     def error(*checks: Check) -> str:
-        return str(failure(Verification(checks, (), 1, Path("verify.json"))))
+        return str(failure(Verification(checks, (), 1, Path("verify.json"), {}, 0)))
 
     layer = replace(compared, subject=replace(compared.subject, kind="layers"))
     assert "the artifact is wrong" in error(aborted, layer)
@@ -168,22 +169,37 @@ def said(path: Path) -> object:
 
 
 def test_a_verdict_does_not_outlive_a_run_that_ends_early(verdict: Path) -> None:
+    last = read_verdict(verdict)
     file = VerdictFile(verdict)
     file.begin()
     assert said(verdict) == UNFINISHED
     file.fail("a graph is damaged")
     assert said(verdict) == "a graph is damaged"
+    assert read_verdict(verdict)["passed"] is False
+    # What was known before is not lost: the next run that ends gets it.
+    for _ in range(2):
+        VerdictFile(verdict).begin()
+        assert said(verdict) == UNFINISHED
+    seen = []
+    file.finish(lambda before: seen.append(before) or plain(check("another")))
+    assert seen == [last]
     assert [path.name for path in verdict.parent.iterdir()] == ["verify.json"]
+
+
+def plain(*checks: Check) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(verdict_text(checks))
+    del data["sha256"]
+    return data
 
 
 def test_a_verdict_that_says_the_same_stays_the_same_file(verdict: Path) -> None:
     os.utime(verdict, (1, 1))
     file = VerdictFile(verdict)
     file.begin()
-    file.finish(verdict_text([check()]))
+    file.finish(lambda before: dict(before or {}))
     assert verdict.stat().st_mtime == 1
     file.begin()
-    file.finish(verdict_text([check("another")]))
+    file.finish(lambda _: plain(check("another")))
     assert read_verdict(verdict)["checks"][0]["key"] == "another"
     assert [path.name for path in verdict.parent.iterdir()] == ["verify.json"]
 
@@ -203,7 +219,9 @@ def test_a_forged_verdict_is_noticed_and_replaced(verdict: Path, old: str, new: 
         read_verdict(verdict)
     file = VerdictFile(verdict)
     file.begin()
-    file.finish(verdict_text([check()]))
+    seen = []
+    file.finish(lambda before: seen.append(before) or plain(check()))
+    assert seen == [None]
     assert read_verdict(verdict)["passed"] is True
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from configs.load import shown
+from pipeline.annotations import annotate, summarise
+from pipeline.atomic import write_atomically
 from pipeline.command import exit_codes, select
 from verify.bisect.command import bisect
 from verify.board.command import board_test
@@ -17,6 +19,12 @@ from verify.console_table import print_not_simulated, print_table
 from verify.evaluation.command import evaluate
 from verify.page.command import report
 from verify.pipeline import announce, failure, verify
+from verify.verdicts.command import merge
+from verify.verdicts.junit import junit_text
+from verify.verdicts.step_summary import step_summary
+
+#: GitHub shows ten per step.
+MOST_ANNOTATIONS = 9
 
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,6 +46,9 @@ def main(
     full: Annotated[
         bool, typer.Option("--full", help="Also simulate full-size BModels; may take hours.")
     ] = False,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Also write the checks as JUnit XML.")
+    ] = None,
 ) -> None:
     """Verifies artifacts; writes verify.json beside them. Finished checks are not repeated."""
     if context.invoked_subcommand:
@@ -51,10 +62,23 @@ def main(
     selection = select(config, task=task, component=component, target=target, precision=precision)
     result = verify(selection, Path(shown(config)), full=full)
     error = failure(result)
+    if junit is not None:
+        write_atomically(junit, junit_text(result.checks, result.not_simulated))
+    summarise(
+        step_summary(
+            selection.pipeline.name,
+            [check.record() for check in result.checks],
+            extent=result.extent,
+            not_simulated=result.not_simulated,
+        )
+    )
     if result.done_now or error:
         print_table(result.checks)
     print_not_simulated(result.not_simulated)
     if error:
+        for check in [check for check in result.checks if not check.passed][:MOST_ANNOTATIONS]:
+            problem = check.record()["problems"][0]
+            annotate(f"{shown(config)}: {check.subject.name}: {problem}")
         raise error
     announce(result)
 
@@ -63,6 +87,7 @@ application.command()(evaluate)
 application.command()(report)
 application.command("board-test")(board_test)
 application.command()(bisect)
+application.command()(merge)
 
 
 if __name__ == "__main__":

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
 
 from configs.errors import BlipEdgeError, ParityError, ToolError
 from configs.layout import Layout
 from configs.load import shown
 from configs.tolerances import load_tolerances
 from pipeline.atomic import artifact_lock
-from pipeline.build import tool_versions
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
 from runtime.preprocessing.processor import TextTokenizer
 from verify.answers.quality import match_quality, text_quality, usual_agreement, with_quality
 from verify.answers.whole_answers import generated_tokens, match_scores, score_check, token_check
-from verify.artifacts import ONNX, arithmetic, digest, find_artifacts
+from verify.artifacts import ONNX, arithmetic, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.opened import CASES_AT_ONCE, TaskBench, forget_stale_answers
 from verify.parity.combined import combined_check
@@ -34,6 +36,11 @@ from verify.parity.lineage import broken_lineage
 from verify.plan import Plan, Planned, make_plan
 from verify.results import STORE_FILE, Check, Store, Subject, passed
 from verify.verdict import UNFINISHED, VerdictFile, verdict_text
+from verify.verdicts.built_sets import BuiltSet, built_sets
+from verify.verdicts.merging import carried, own_set, proven_in, sets_of
+from verify.verdicts.run_facts import run_facts
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,16 @@ class Verification:
     #: how many checks were done now; the others were done before on the same inputs
     done_now: int
     verdict: Path
+    #: what verify.json says: of other artifacts, too, that an earlier run verified
+    joined: Json
+    #: artifacts that lie in the pipeline's folder
+    built: int
+
+    @property
+    def extent(self) -> str:
+        """How many of the artifacts that were built are verified; empty if all are."""
+        proved = len(proven_in(self.joined))
+        return "" if proved == self.built else f"{proved} of {self.built} artifacts verified"
 
     @property
     def passed(self) -> bool:
@@ -61,7 +78,7 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
         InputError: an artifact is missing or damaged, or the checkpoint is another one.
         ConfigError: tolerances or gates are missing.
     """
-    layout = Layout(selection.pipeline)
+    layout, started = Layout(selection.pipeline), time.monotonic()
     load_tolerances()
     with ExitStack() as stack:
         verdict = VerdictFile(layout.verdict)
@@ -92,9 +109,23 @@ def verify(selection: Selection, config: Path, *, full: bool = False) -> Verific
             store.compact()
             forget_stale_answers(selection.pipeline)
         checks = tuple(finished[item.key] for item in plan.checks)
-        result = Verification(checks, plan.not_simulated, len(todo), layout.verdict)
-        verdict.finish(verdict_text(checks, **_particulars(plan, selection, full=full)))
-    return result
+        built = built_sets(layout, selection.pipeline.tasks)
+        now = _verdict(checks, plan, selection, built)
+        on_disk = {name: one.sha256 for name, one in built.items()}
+
+        def join(before: Json | None) -> Json:
+            if before is not None and "sets" not in before:
+                messages.print(
+                    f"{shown(layout.verdict)}: of an earlier version; what it said is left out"
+                )
+            facts = run_facts(started, _particulars(selection, full=full))
+            return carried(before, {**now, "runs": [facts]}, on_disk)
+
+        joined = verdict.finish(join)
+    artifacts = {path for one in built.values() for path in one.artifacts}
+    return Verification(
+        checks, plan.not_simulated, len(todo), layout.verdict, joined, len(artifacts)
+    )
 
 
 def failure(result: Verification) -> ParityError | None:
@@ -279,24 +310,35 @@ def _texts(
     return [tokenizer.decode(ids[prompt:]) for ids, prompt in zip(tokens, prompts, strict=True)]
 
 
-def _particulars(plan: Plan, selection: Selection, *, full: bool) -> dict[str, object]:
+def _verdict(
+    checks: Sequence[Check], plan: Plan, selection: Selection, built: Mapping[str, BuiltSet]
+) -> Json:
+    """What this run found."""
+    records = [{**check.record(), "run": 0} for check in checks]
+    sets = {
+        name: built[name]
+        for name in sorted({n for r in records for n in sets_of(r)} & built.keys())
+    }
     return {
+        "passed": passed(checks),
+        "checks": records,
         "pipeline": selection.pipeline.name,
-        "selection": {
-            "tasks": list(selection.tasks),
-            "components": list(selection.components),
-            "targets": [f"{target.name} {precision}" for target, precision in selection.targets],
-            "full": full,
-        },
         "not_simulated": list(plan.not_simulated),
         "artifacts": {
-            shown(manifest.path): digest(manifest)
-            for artifacts in {id(i.artifacts): i.artifacts for i in plan.checks}.values()
-            for manifest in artifacts.components.values()
+            path: files for one in sets.values() for path, files in one.artifacts.items()
         },
-        "tools": tool_versions(
-            "numpy", "onnxruntime", "openvino", "torch", "transformers", "pillow", "tokenizers"
-        ),
+        "sets": {
+            name: {"components": one.components, "sha256": one.sha256} for name, one in sets.items()
+        },
+    }
+
+
+def _particulars(selection: Selection, *, full: bool) -> Json:
+    return {
+        "tasks": list(selection.tasks),
+        "components": list(selection.components),
+        "targets": [f"{target.name} {precision}" for target, precision in selection.targets],
+        "full": full,
     }
 
 
@@ -304,8 +346,13 @@ def announce(result: Verification) -> None:
     """One line about the whole run, for a verification that passed."""
     count = len(result.checks)
     if result.done_now == 0:
-        messages.print(f"verify: unchanged, {count} checks passed before on these artifacts")
+        said = f"verify: unchanged, {count} checks passed before on these artifacts"
     else:
         reused = count - result.done_now
         before = f" ({reused} unchanged)" if reused else ""
-        messages.print(f"verify: {count} checks passed{before}, {shown(result.verdict)}")
+        said = f"verify: {count} checks passed{before}, {shown(result.verdict)}"
+    messages.print(said + (f"; [yellow]{result.extent}[/]" if result.extent else ""))
+    failed = [check for check in result.joined["checks"] if not check["passed"]]
+    if failed:
+        names = ", ".join(dict.fromkeys(map(own_set, failed)))
+        messages.print(f"[yellow]failed before[/], and not verified again now: {escape(names)}")

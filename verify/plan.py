@@ -48,6 +48,8 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "verify.parity.combined": ("file",),
     "verify.parity.components": ("component",),
 }
+#: Modules that write down what checks found.
+_WRITES_DOWN = ("verify.verdict", "verify.verdicts")
 #: And those that run the artifacts of one backend alone. Simulators: see ``simulator_version``.
 _RUNS = {
     "runtime.decoding.board_run": "board",
@@ -283,6 +285,7 @@ def check_sources(kind: Kind, artifacts: TargetArtifacts) -> str:
     """Digest of the modules that decide a check's result."""
     backend = artifacts.target.backend if artifacts.target else ONNX
     unused = [name for name, kinds in _ONLY_FOR.items() if kind not in kinds]
+    unused += _WRITES_DOWN
     unused += [name for name, runs in _RUNS.items() if runs != backend]
     return source_digest("verify.pipeline", without=unused)
 

@@ -15,6 +15,7 @@ from verify.page.checks import Row
 from verify.page.figures import component_name, file_size, milliseconds, target_name, task_name
 from verify.page.overview import status
 from verify.page.sources import Sources
+from verify.verdicts.merging import tools_of
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,11 @@ def artifacts(sources: Sources, every: Sequence[Row]) -> list[TaskArtifacts]:
 def tool_versions(sources: Sources) -> list[tuple[str, str]]:
     """Every tool that built or verified something, with all versions that did."""
     versions: dict[str, set[str]] = {}
-    named = [m.tools for m in sources.components.values()]
-    for tools in (*named, sources.verdict.get("tools") or {}):
-        for tool, version in tools.items():
+    for manifest in sources.components.values():
+        for tool, version in manifest.tools.items():
             versions.setdefault(str(tool), set()).add(str(version))
+    for tool, used in tools_of(sources.verdict).items():
+        versions.setdefault(tool, set()).update(used)
     return [(tool, ", ".join(sorted(found))) for tool, found in sorted(versions.items())]
 
 

@@ -10,6 +10,7 @@ from verify.page.checks import Row, Way, tightest, ways
 from verify.page.decision import Cost, Costs
 from verify.page.figures import LogAxis, component_name, exponent, task_name, times
 from verify.page.sources import Sources
+from verify.verdicts.merging import proven, runs_of, set_name
 
 State = Literal["passed", "failed", "incomplete"]
 
@@ -60,9 +61,14 @@ class Overview:
     state: State
     headline: str
     sentence: str
+    #: manifests of verified artifacts, and how many artifacts there are
+    proved: set[str]
+    artifacts: int
     #: why the verdict is not about everything that lies there, one line each
     notices: list[str]
+    #: what checks are about
     tasks: list[str]
+    targets: list[str]
     lines: list[Line]
     axis: LogAxis
     failed: list[Row]
@@ -78,23 +84,31 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
     notices = _notices(sources, every)
     error = sources.verdict.get("error")
     passed = bool(sources.verdict.get("passed")) and bool(every) and not failed
+    proved = proven_on_disk(sources, every)
+    artifacts = len(sources.components.keys() | (sources.verdict.get("artifacts") or {}).keys())
     if failed or gates or (error and not every):
         state: State = "failed"
     else:
-        whole = passed and not _outdated(sources) and not not_covered(sources, every)
-        state = "passed" if whole else "incomplete"
+        state = "passed" if passed and len(proved) == artifacts else "incomplete"
     tasks = list(dict.fromkeys(row.task for row in every))
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
     costs = Costs.of(sources)
     lines = [_line(way, tasks, every, axis, costs.cost(way)) for way in ways(every)]
-    sentence = _extent(sources) + _sentence(every, failed, gates, str(error) if error else "")
+    sentence = _sentence(every, failed, gates, str(error) if error else "")
+    extent = "" if len(proved) == artifacts else f"{len(proved)} of {artifacts} artifacts verified"
+    headline = extent if state == "incomplete" and extent else HEADLINES[state]
+    if extent and state == "failed" and every:
+        sentence = f"{sentence} {extent}."
     return Overview(
         state,
-        HEADLINES[state],
+        headline,
         sentence,
+        proved,
+        artifacts,
         notices,
         tasks,
+        list(dict.fromkeys(row.way.target for row in every)),
         lines,
         axis,
         failed,
@@ -116,6 +130,17 @@ def _caveats(lines: Sequence[Line]) -> list[str]:
     return found
 
 
+def proven_on_disk(sources: Sources, every: Sequence[Row]) -> set[str]:
+    """Manifests of the artifacts that lie there as they were verified."""
+    sets: dict[str, dict[str, str]] = {}
+    for path, one in sources.components.items():
+        parts = dict.fromkeys((one.component, *one.includes), path)
+        sets.setdefault(set_name(one.task, one.target, one.precision), {}).update(parts)
+    verdict = sources.verdict
+    found = proven([row.record for row in every], sets, verdict.get("not_simulated") or [])
+    return found & (verdict.get("artifacts") or {}).keys() - set(_outdated(sources))
+
+
 def _sentence(every: Sequence[Row], failed: Sequence[Row], gates: Sequence[str], error: str) -> str:
     if not every:
         return error or "Nothing was compared."
@@ -130,13 +155,6 @@ def _sentence(every: Sequence[Row], failed: Sequence[Row], gates: Sequence[str],
         f"{passed} The least margin is {times(closest.margin)}: "
         f"{task_name(closest.task).lower()}, {component_name(closest.part)}, {closest.name}."
     )
-
-
-def _extent(sources: Sources) -> str:
-    """How much of what was built a partial verdict is about; nothing about a whole one."""
-    verified = sources.components.keys() & (sources.verdict.get("artifacts") or {}).keys()
-    every = len(sources.components)
-    return "" if len(verified) in (0, every) else f"{len(verified)} of {every} artifacts verified. "
 
 
 def _count(number: int, what: str) -> str:
@@ -157,7 +175,26 @@ def _notices(sources: Sources, every: Sequence[Row]) -> list[str]:
     if unseen and every:
         names = ", ".join(unseen[:MOST_NAMES]) + _more(len(unseen))
         found.append(f"Built, but not part of this verdict: {names}; run: {again}")
+    found += [f"Stopped: {error}" for error in [sources.verdict.get("error")] if error and every]
+    if unbuilt := _not_built(sources):
+        names = ", ".join(unbuilt[:MOST_NAMES]) + _more(len(unbuilt))
+        found.append(f"Of the pipeline file, but not built: {names}")
+    commits = dict.fromkeys(str(run.get("commit") or "?")[:12] for run in runs_of(sources.verdict))
+    if len(commits) > 1:
+        found.append(f"Verified at several commits: {', '.join(commits)}")
     return found + [f"Not readable: {line}" for line in sources.unreadable]
+
+
+def _not_built(sources: Sources) -> list[str]:
+    """Sets of the pipeline file that do not lie there."""
+    there = {(one.task, one.target, one.precision) for one in sources.components.values()}
+    return [
+        set_name(task, target, precision)
+        for task in sources.pipeline.tasks
+        for target, selection in sources.pipeline.targets.items()
+        for precision in selection.precisions
+        if (task, target, precision) not in there
+    ]
 
 
 def _more(count: int) -> str:

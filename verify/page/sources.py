@@ -15,6 +15,7 @@ from configs.schema import PipelineConfig
 from pipeline.json_file import WRONG, read_object
 from pipeline.manifest import ComponentManifest, TaskManifest, key_of, read_manifest
 from verify.verdict import read_verdict
+from verify.verdicts.merging import runs_of
 
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ class Sources:
     config: Path
     root: Path
     verdict: Json
-    #: when verify.json was written
+    #: when its last run ended
     verified_at: datetime
     tasks: list[TaskManifest] = field(default_factory=list)
     #: manifest path as verify.json has it -> manifest
@@ -47,6 +48,11 @@ class Sources:
     unreadable: list[str] = field(default_factory=list)
     #: digest of everything read
     digest: str = ""
+
+    @property
+    def runs(self) -> list[Json]:
+        """The runs that made the verdict: commit, time, host, tools."""
+        return runs_of(self.verdict)
 
     @property
     def checks(self) -> list[Json]:
@@ -63,10 +69,7 @@ def read_sources(pipeline: PipelineConfig, config: Path) -> Sources:
     layout = Layout(pipeline)
     digests: dict[str, str] = {}
     verdict = _verdict(layout.verdict, config, digests)
-    written = layout.verdict.stat().st_mtime
-    sources = Sources(
-        pipeline, config, layout.root, verdict, datetime.fromtimestamp(int(written), UTC)
-    )
+    sources = Sources(pipeline, config, layout.root, verdict, _last_run(layout.verdict, verdict))
     for task in pipeline.tasks:
         folder = layout.task(task)
         try:
@@ -111,6 +114,13 @@ def _verdict(path: Path, config: Path, digests: dict[str, str]) -> Json:
         ) from None
     digests[shown(path)] = _digest(path)
     return verdict
+
+
+def _last_run(path: Path, verdict: Json) -> datetime:
+    times = [str(run["time"]) for run in runs_of(verdict) if "time" in run]
+    if times:
+        return datetime.fromisoformat(max(times)).astimezone(UTC)
+    return datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
 
 
 def _read_result(sources: Sources, kind: str, path: Path, digests: dict[str, str]) -> None:
