@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.annotations import annotate
-from pipeline.options import GOALS, ROOT, SWITCHES, Given, OptionError, checked, from_make
+from pipeline.goals.annotations import annotate
+from pipeline.goals.options import GOALS, ROOT, SWITCHES, Given, OptionError, checked, from_make
 
 PYTHON = Path(".venv") / "bin" / "python"
 _SELECT = ("CONFIG", "TASK", "COMPONENT")

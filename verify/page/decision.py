@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from compile.bmodel.estimates.report import PartEstimate, part_estimates
-from configs.load import load_target
+from configs.schema import Task
+from pipeline.tpu_tools.answer_times import NetName, parts, total
 from verify.page.checks import Way
 from verify.page.figures import file_size, milliseconds
 from verify.page.sources import Sources
@@ -35,19 +36,6 @@ class Costs:
     """Costs of every way of running."""
 
     sources: Sources
-    estimates: list[PartEstimate]
-
-    @classmethod
-    def of(cls, sources: Sources) -> Costs:
-        """Reads the manifests' estimates."""
-        chips = {n for n in sources.pipeline.targets if load_target(n).backend == "sophon"}
-        manifests = [m for m in sources.components.values() if m.target in chips]
-        try:
-            estimates = part_estimates(manifests, CAPTION_TOKENS, ANSWER_TOKENS)
-        except (KeyError, TypeError, ValueError) as error:
-            sources.unreadable.append(f"estimates: a manifest is damaged ({error!r})")
-            estimates = []
-        return cls(sources, estimates)
 
     def cost(self, way: Way) -> Cost:
         """Of one way; its components' own files, without verification's reference data."""
@@ -67,12 +55,20 @@ class Costs:
         )
 
     def _estimated(self, way: Way) -> list[str]:
-        return [
-            f"{part.part} {milliseconds(part.latency_ms)}"
-            for part in self.estimates
-            if (part.target, part.precision) == (way.target, way.precision)
-            and part.latency_ms is not None
-        ]
+        latencies: dict[str, dict[NetName, float | None]] = {}
+        for manifest in self.sources.components.values():
+            if (manifest.target, manifest.precision) == (way.target, way.precision):
+                mine = latencies.setdefault(manifest.task, {})
+                for net in manifest.compiled_nets:
+                    mine[(manifest.component, net.name)] = net.latency_ms
+        found = []
+        for task, nets in latencies.items():
+            tokens = ANSWER_TOKENS if task == "vqa" else CAPTION_TOKENS
+            for part in parts(cast(Task, task), set(nets), tokens):
+                latency_ms = total(part, nets)
+                if latency_ms is not None:
+                    found.append(f"{part.name} {milliseconds(latency_ms)}")
+        return found
 
     def _measured(self, way: Way) -> list[str]:
         if way.target != "openvino":

@@ -93,7 +93,7 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
     tasks = list(dict.fromkeys(row.task for row in every))
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
-    costs = Costs.of(sources)
+    costs = Costs(sources)
     lines = [_line(way, tasks, every, axis, costs.cost(way)) for way in ways(every)]
     sentence = _sentence(every, failed, gates, str(error) if error else "")
     extent = "" if len(proved) == artifacts else f"{len(proved)} of {artifacts} artifacts verified"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
 from compile.bmodel.estimates.published import PUBLISHED_F32_MS
-from compile.bmodel.estimates.totals import NetName, parts, total
 from compile.bmodel.task_file import SUFFIX as COMBINED_SUFFIX
 from configs.layout import MANIFEST_SUFFIX, Layout
 from configs.schema import PipelineConfig, Task
 from pipeline.manifest import CombinedManifest, ComponentManifest, Work, read_manifest
+from pipeline.tpu_tools.answer_times import NetName, parts, total
 
 REPORT_FILE = "estimate.json"
 
@@ -126,14 +125,6 @@ def collect(
         parts=tuple(_parts(nets, tokens, answer)),
         files=tuple(files),
     )
-
-
-def part_estimates(
-    manifests: Iterable[ComponentManifest], tokens: int, answer: int
-) -> list[PartEstimate]:
-    """The parts of whole answers; arguments as for ``collect``, manifests of chips alone."""
-    nets = [net for manifest in manifests for net in _nets(cast(Task, manifest.task), manifest)]
-    return list(_parts(nets, tokens, answer))
 
 
 def _nets(task: Task, manifest: ComponentManifest) -> Iterator[NetEstimate]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.names import TASK_COMPONENTS
 from configs.precisions import PRECISIONS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "configs" / "targets"
 DEFAULT_CONFIG = "configs/reference.yaml"
 
