@@ -100,9 +100,7 @@ def choose(page: Page, index: int = 0) -> None:
 
 def answers(page: Page) -> list[str]:
     page.get_by_role("button", name="Answer").click()
-    page.wait_for_function(
-        "document.querySelectorAll('.facts').length > 0 && !document.getElementById('run').disabled"
-    )
+    page.locator("#run:enabled").wait_for()
     return page.locator(".answer").all_inner_texts()
 
 
