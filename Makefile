@@ -1,8 +1,8 @@
 # Thin by design: every target calls a stage; the stages decide what is out of date.
 CONFIG ?= configs/reference.yaml
 PYTHON := .venv/bin/python
-ENVIRONMENT := .venv/.complete
-TPU_ENVIRONMENT := .venv-tpu/.complete
+ENVIRONMENT := environment
+TPU_ENVIRONMENT := tpu-environment
 
 select = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(COMPONENT),--component $(COMPONENT))
 force = $(if $(FORCE),--force)
@@ -16,7 +16,7 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
+.PHONY: help all environment tpu-environment setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help:
@@ -31,17 +31,17 @@ all: setup ## everything: set up, export, compile for every target of CONFIG, ve
 	@$(if $(DRY_RUN),:,$(PYTHON) -m verify $(select) $(target) $(precision) $(if $(filter full,$(VERIFY)),--full); \
 		status=$$?; [ $$status -gt 1 ] || $(PYTHON) -m verify report --config $(CONFIG); exit $$status)
 
-setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and .venv-tpu
+setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and, for pipelines with chips, .venv-tpu
 
-setup-tpu: $(TPU_ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10)
-
-$(ENVIRONMENT): requirements/pipeline.txt requirements/development.txt requirements/constraints.txt pyproject.toml
-	@python3 scripts/setup_environment.py
-	@touch $@
-
-$(TPU_ENVIRONMENT): requirements/tpu.txt requirements/tpu-constraints.txt scripts/setup_tpu.py | $(ENVIRONMENT)
+setup-tpu: $(ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10), whatever CONFIG says
 	@$(PYTHON) -m scripts.setup_tpu
-	@touch $@
+
+# What is up to date, by content, is left as it is. A dry run sets nothing up.
+$(ENVIRONMENT):
+	@$(if $(DRY_RUN),:,python3 scripts/setup_environment.py)
+
+$(TPU_ENVIRONMENT): $(ENVIRONMENT)
+	@$(if $(DRY_RUN),:,$(PYTHON) -m scripts.setup_tpu --config $(CONFIG) $(target))
 
 doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
 	@$(PYTHON) -m scripts.doctor --config $(CONFIG)

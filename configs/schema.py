@@ -315,6 +315,8 @@ class PipelineConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     tasks: Annotated[dict[Task, TaskConfig], Field(min_length=1)]
     targets: Annotated[dict[str, TargetSelection], Field(min_length=1)]
+    #: the only pictures that its checkpoints know, where these are not photographs
+    domain: Annotated[str, Field(min_length=1)] | None = None
     #: where artifacts go, relative to the repository root
     artifacts: PurePosixPath = PurePosixPath("models/artifacts")
     calibration: CalibrationConfig = CalibrationConfig()

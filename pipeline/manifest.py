@@ -15,7 +15,6 @@ from runtime.files import manifests
 from runtime.files.integrity import FileRecord as FileRecord
 from runtime.files.integrity import file_sha256 as file_sha256
 from runtime.files.manifests import AnyManifest
-from runtime.files.manifests import Build as Build
 from runtime.files.manifests import Checkpoint as Checkpoint
 from runtime.files.manifests import CombinedManifest as CombinedManifest
 from runtime.files.manifests import ComponentManifest as ComponentManifest

@@ -31,6 +31,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .cli import information
 
             code = getattr(information, options.command)(options)
+        elif options.command == "verify-bundle":
+            from .bundles.check import verify_bundle
+
+            code = verify_bundle(options)
         elif options.command in ("serve", "watch"):
             from .cli import services
 

@@ -109,8 +109,10 @@ def _saved(model: openvino.Model, net: Net, xml: Path, plan: IrPlan) -> Net:
     import openvino
 
     from compile.ir.constants import check_constants
+    from compile.ir.names import name_by_position
 
     halved = PRECISIONS[plan.precision].weights != "f32"
+    name_by_position(model)
     try:
         openvino.save_model(model, xml, compress_to_fp16=halved)
         saved = openvino.Core().read_model(xml)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,11 @@ from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
 from ..tasks.artifacts import HOST_TARGETS, OPENVINO_TARGETS, check_device, fits
 from .reports import printable
 
-DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
+#: An unpacked bundle has this file (runtime/bundles/format.py).
+BUNDLE = "bundle.json"
+DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS") or (
+    "." if Path(BUNDLE).is_file() else "models/artifacts/reference"
+)
 
 _TARGET = "openvino"
 _OPENVINO_ONLY = ("mode", "performance_hint", "cache", "no_cache")
@@ -91,6 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
     devices = commands.add_parser("devices", help="list what artifacts can run on here")
     devices.add_argument("--json", action="store_true", help="one JSON object per line")
 
+    bundle = commands.add_parser("verify-bundle", help="check a bundle that make bundle wrote")
+    bundle.add_argument("bundle", help="the .tar.gz file, or the folder that it was unpacked to")
+    bundle.add_argument(
+        "--key", type=Path, default=None, help="public key that the bundle must be signed with"
+    )
+    bundle.add_argument(
+        "--allow-unverified", action="store_true", help="accept one made with UNVERIFIED=1"
+    )
+
     info = commands.add_parser("info", help="describe an artifact folder")
     info.add_argument(
         "folder", nargs="?", default=DEFAULT_ARTIFACTS, help="task or pipeline folder"
@@ -165,6 +179,13 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     _add_pixels(parser)
+    parser.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none)",
+    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -314,6 +335,7 @@ def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
         "verify_digest": not options.no_verify_digest,
         "rehash": options.rehash,
         "maximum_pixels": options.max_pixels,
+        "image_cache_bytes": (options.image_cache or 0) << 20,
         "truncate": getattr(options, "truncate", False),
     }
 
@@ -337,9 +359,18 @@ def targets(options: argparse.Namespace) -> List[str]:
     return names
 
 
+def _bundled_target(folder: str) -> Optional[str]:
+    """The one target of an unpacked bundle; None for any other folder."""
+    try:
+        data = json.loads((Path(folder) / BUNDLE).read_text(encoding="utf-8"))
+        return str(data["target"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _named_targets(options: argparse.Namespace) -> List[str]:
     if options.compare is None:
-        return [options.target or _TARGET]
+        return [options.target or _bundled_target(options.artifacts) or _TARGET]
     if options.target is not None:
         raise _idle("target", "beside --compare")
     names = [name.strip() for name in options.compare.split(",") if name.strip()]

@@ -175,6 +175,13 @@ class Report:
         """From now on results are of another target: what was wrong before is not said again."""
         self._said_before |= self._said
 
+    def note_domain(self, domain: Optional[str]) -> None:
+        """Says once that a checkpoint knows only such pictures."""
+        note = f"note: this checkpoint knows only {domain}; its answers to other pictures are wrong"
+        if domain is not None and note not in self._said:
+            self._said.add(note)
+            say(note, sys.stderr)
+
     def note_cuts(self) -> None:
         """Says how many texts do not end by themselves; JSON says it of each."""
         for why, cure in _CUTS.items():

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import BackendError
-from ..sessions.openvino_session import OpenVinoSession, tensor_rows
+from ..sessions.openvino_session import OpenVinoSession, empty, raw, tensor_rows
 from ..sessions.session import DecoderRun
 from .batching import CROSS_MASK, additive, consecutive
 
@@ -30,6 +30,32 @@ class ReadyCrossStates:
         """Tensors of these contexts in this order; no copy where they are one consecutive run."""
         index = consecutive(contexts)
         return {name: tensor_rows(tensor, index) for name, tensor in self.tensors.items()}
+
+
+def split_contexts(states: ReadyCrossStates) -> List[ReadyCrossStates]:
+    """A copy of each context; the model's own tensors are free for others afterwards."""
+    count = int(next(iter(states.tensors.values())).get_shape()[0])
+    masks = [None] * count if states.mask is None else list(states.mask[:, None])
+    return [
+        ReadyCrossStates(
+            {name: tensor_rows(t, np.array([row])) for name, t in states.tensors.items()}, mask
+        )
+        for row, mask in enumerate(masks)
+    ]
+
+
+def joined_contexts(parts: Sequence[ReadyCrossStates]) -> ReadyCrossStates:
+    """Single contexts as one; nothing is copied where there is one."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {}
+    for name, first in parts[0].tensors.items():
+        shape = [len(parts), *list(first.get_shape())[1:]]
+        tensors[name] = empty(first.get_element_type(), shape)
+        for row, part in enumerate(parts):
+            raw(tensors[name])[row] = raw(part.tensors[name])[0]
+    masks = [part.mask for part in parts if part.mask is not None]
+    return ReadyCrossStates(tensors, np.concatenate(masks) if masks else None)
 
 
 class StatefulRun(DecoderRun):

@@ -36,3 +36,9 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     shifted = scores - scores.max(axis=-1, keepdims=True)
     logarithms: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logarithms
+
+
+def log_probability(scores: np.ndarray, index: int) -> float:
+    """``log_softmax(scores)[index]`` of one row, without the others."""
+    shifted = scores - scores.max()
+    return float(shifted[index] - np.log(np.exp(shifted).sum()))

@@ -131,6 +131,11 @@ class OpenVinoSession(Session):
         wanted = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         return max(1, min(wanted, _MOST_REQUESTS))
 
+    def on_processors(self) -> bool:
+        """See ``Session``."""
+        self.load()
+        return bool(self.device == "CPU")
+
     def rows_per_call(self, net: Net) -> Optional[int]:
         """See ``Session``; only images are large enough for it to matter."""
         self.load()

@@ -299,6 +299,10 @@ class Session(ABC):
         """How many calls at a time keep the device busy; may load the net to find out."""
         return 1
 
+    def on_processors(self) -> bool:
+        """Whether nets run on the processors that decode images, too; may load the net."""
+        return True
+
     def exclusive(self) -> ContextManager[object]:
         """Held while several calls must not be interleaved with another thread's."""
         return self._lock

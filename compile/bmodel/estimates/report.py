@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -125,6 +126,14 @@ def collect(
         parts=tuple(_parts(nets, tokens, answer)),
         files=tuple(files),
     )
+
+
+def part_estimates(
+    manifests: Iterable[ComponentManifest], tokens: int, answer: int
+) -> list[PartEstimate]:
+    """The parts of whole answers; arguments as for ``collect``, manifests of chips alone."""
+    nets = [net for manifest in manifests for net in _nets(cast(Task, manifest.task), manifest)]
+    return list(_parts(nets, tokens, answer))
 
 
 def _nets(task: Task, manifest: ComponentManifest) -> Iterator[NetEstimate]:
