@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -22,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import Captioner, Matcher, QuestionAnswerer
+from runtime.generation.settings import GenerationSettings
 from runtime.server.chat import Spoken
 from tests.runtime_support import THREADS
 from tests.server_support import IMAGES, Server, chat, data_url, encoded, serving
@@ -124,6 +127,11 @@ def test_openai_client_captions_and_answers(
     assert asked.usage.prompt_tokens > caption.usage.prompt_tokens
     cut = assistant.chat.completions.create(**chat(MODEL, max_tokens=2))
     assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 2)
+    scored = assistant.chat.completions.create(**chat(MODEL, logprobs=True))
+    tokens = scored.choices[0].logprobs.content
+    assert len(tokens) == caption.usage.completion_tokens
+    mean = sum(token.logprob for token in tokens) / len(tokens)
+    assert scored.model_extra["blip_edge"]["confidence"] == pytest.approx(math.exp(mean))
     sampled = [
         assistant.chat.completions.create(**chat(MODEL, temperature=1.5, seed=7, n=2))
         for _ in range(2)
@@ -201,6 +209,8 @@ def test_answers_are_as_the_description_says(client: httpx.Client) -> None:
     check("Server", client.get("/server.json").json())
     check("Status", client.get("/healthz").json())
     check("Status", client.get("/readyz").json())
+    given = set(description["components"]["schemas"]["Generation"]["properties"])
+    assert given == {item.name for item in fields(GenerationSettings)}
     for path, methods in description["paths"].items():
         for method in methods:
             response = client.request(method, path.replace("{model}", MODEL), content=b"")
