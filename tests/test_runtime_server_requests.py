@@ -6,9 +6,12 @@ import base64
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -26,7 +29,7 @@ from hypothesis import strategies as st
 from runtime import Captioner, Matcher, QuestionAnswerer
 from runtime.generation.settings import GenerationSettings
 from runtime.server.chat import Spoken
-from tests.runtime_support import THREADS
+from tests.runtime_support import ROOT, THREADS
 from tests.server_support import IMAGES, Server, chat, data_url, encoded, serving
 
 MODEL = "reference-onnx"
@@ -180,6 +183,28 @@ def test_curl_needs_no_options_but_the_picture(server: Server, captions: list[st
     command = ["curl", "-sS", "--data-binary", "@scene.jpg", f"{server.url}/caption"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["text"] == captions[0]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl; install it")
+def test_what_the_page_of_docs_shows_works(server: Server, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
+    IMAGES[0].save(tmp_path / "photo.jpg", quality=100, subsampling=0)
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("curl ")]
+    assert len(commands) >= 5
+    for command in commands:
+        result = subprocess.run(
+            [*command, "-sS"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert not json.loads(result.stdout).keys() & {"error"}, command
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    result = subprocess.run(
+        [sys.executable, "-c", program.replace("reference-openvino", MODEL)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "three"
 
 
 def test_many_at_a_time_each_get_their_own_answer(client: httpx.Client, captions: list[str]):
@@ -347,11 +372,13 @@ def test_what_is_not_even_http_fails_none(server: Server, client: httpx.Client) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_ten_thousand_malformed_requests_fail_none(client: httpx.Client) -> None:
     ask_anything(client, 10_000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_memory_is_flat_over_ten_thousand_requests(server: Server, client: httpx.Client) -> None:
     def resident_mib() -> float:
         pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
