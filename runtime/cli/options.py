@@ -23,6 +23,8 @@ DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS") or (
 )
 
 _TARGET = "openvino"
+#: Of a server, for the next question about a picture.
+_SERVED_MIB = 64
 _OPENVINO_ONLY = ("mode", "performance_hint", "cache", "no_cache")
 #: Arguments of generation that do nothing without another one.
 _NEEDED = {
@@ -159,7 +161,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_pixels(group)
     _add_truncation(parser)
     _add_backend(parser)
-    parser.set_defaults(command="serve")
+    parser.set_defaults(command="serve", image_cache=_SERVED_MIB)
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
@@ -187,13 +189,6 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     _add_pixels(parser)
-    parser.add_argument(
-        "--image-cache",
-        type=_at_least_one,
-        metavar="MIB",
-        help="memory for what was made of the latest images, so that one that comes again takes no "
-        "vision (default: none)",
-    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -213,6 +208,13 @@ def _add_pixels(parser: argparse._ActionsContainer) -> None:
         metavar="PIXELS",
         help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
         "(%(default)s)",
+    )
+    parser.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none; of a server 64)",
     )
 
 
