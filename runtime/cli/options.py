@@ -187,13 +187,6 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     _add_pixels(parser)
-    parser.add_argument(
-        "--image-cache",
-        type=_at_least_one,
-        metavar="MIB",
-        help="memory for what was made of the latest images, so that one that comes again takes no "
-        "vision (default: none)",
-    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -261,6 +254,13 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
+    )
+    group.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none)",
     )
     group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
     group.add_argument(
