@@ -32,8 +32,8 @@ from configs.schema import (
     TargetConfig,
     Task,
 )
-from pipeline.annotations import annotate
 from pipeline.console import messages
+from pipeline.entry.annotations import annotate
 
 Parameters = ParamSpec("Parameters")
 

@@ -10,9 +10,9 @@ import typer
 
 from configs.errors import ConfigError
 from pipeline import console
-from pipeline.annotations import annotate, annotation, summarise
 from pipeline.command import exit_codes
 from pipeline.console import steps
+from pipeline.entry.annotations import annotate, annotation, summarise
 
 
 def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import STAGES
-from pipeline.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
+from pipeline.entry.goals import STAGES
+from pipeline.entry.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
 from tests.board_environment import oldest_python
 
 ROOT = Path(__file__).resolve().parent.parent

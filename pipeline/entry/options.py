@@ -1,6 +1,6 @@
 """Options of ``make`` and ``python -m pipeline``, checked before anything is set up.
 
-This module and ``pipeline.__main__`` run on a bare Python 3.8: on the standard library alone.
+This package and ``pipeline.__main__`` run on a bare Python 3.8: on the standard library alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.names import TASK_COMPONENTS
 from configs.precisions import PRECISIONS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TARGETS = ROOT / "configs" / "targets"
 DEFAULT_CONFIG = "configs/reference.yaml"
 
