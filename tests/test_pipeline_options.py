@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.entry.goals import STAGES
+from pipeline.entry.goals import STAGES, commands
 from pipeline.entry.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
 from tests.board_environment import oldest_python
 
@@ -159,6 +160,18 @@ def test_what_means_nothing_is_refused(arguments: tuple[str, ...], expected: str
 def test_it_is_one_line_before_any_set_up(tmp_path: Path, option: str) -> None:
     checkout = Checkout(tmp_path / "a", ready=False)
     assert option.split("=")[0] in checkout.refusal("all", option)
+
+
+def test_what_only_the_pipeline_file_can_tell_is_found_before_the_export() -> None:
+    first, export, _ = commands("compile", {"PRECISION": "f16", "CONFIG": "configs/reference.yaml"})
+    assert export[0] == "export"
+    result = subprocess.run(
+        [sys.executable, "-m", *first], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert (
+        "--precision f16: bm1684 cannot be built in f16; choose one of: f32, int8" in result.stderr
+    )
 
 
 def test_options_of_the_environment_are_named(checkout: Checkout) -> None:

@@ -13,6 +13,8 @@ from pipeline.entry.options import GOALS, ROOT, SWITCHES, OptionError
 PYTHON = Path(".venv") / "bin" / "python"
 _SELECT = ("CONFIG", "TASK", "COMPONENT")
 _TARGETS = ("TARGET", "PRECISION")
+#: goal -> backend of all that it builds
+_BACKENDS = {"ir": ("--backend", "openvino"), "bmodel": ("--backend", "sophon")}
 #: goal -> stages with the variables that they take
 STAGES: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     "export": ((("export",), (*_SELECT, "DRY_RUN", "FORCE")),),
@@ -33,8 +35,8 @@ STAGES.update(
     {
         "all": (_EXPORT, _COMPILE, *STAGES["verify"], *STAGES["report"]),
         "compile": (_EXPORT, _COMPILE),
-        "ir": (_EXPORT, (("compile", "--backend", "openvino"), _BUILD)),
-        "bmodel": (_EXPORT, (("compile", "--backend", "sophon"), _BUILD)),
+        "ir": (_EXPORT, (("compile", *_BACKENDS["ir"]), _BUILD)),
+        "bmodel": (_EXPORT, (("compile", *_BACKENDS["bmodel"]), _BUILD)),
     }
 )
 #: What a stage calls an option, where that is not the variable's name.
@@ -50,11 +52,16 @@ def option(name: str) -> str:
 
 def commands(goal: str, values: dict[str, str]) -> Iterator[list[str]]:
     """Arguments behind ``python -m`` of every stage that a goal runs, in their order."""
-    for stage, names in STAGES[goal]:
+    given = dict(values)
+    if goal == "ir":
+        given.setdefault("TARGET", "openvino")
+    stages = STAGES[goal]
+    if len(stages) > 1 and "PRECISION" in given:
+        # Whether every target has it, only their files say; they say it before the export.
+        selected = ("pipeline.entry.selected", *_BACKENDS.get(goal, ()))
+        stages = ((selected, (*_SELECT, *_TARGETS)), *stages)
+    for stage, names in stages:
         command = list(stage)
-        given = dict(values)
-        if goal == "ir":
-            given.setdefault("TARGET", "openvino")
         for name in names:
             if name not in given:
                 continue
