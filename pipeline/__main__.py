@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from pipeline.entry.annotations import annotate
-from pipeline.entry.goals import STAGES, option, run
-from pipeline.entry.options import GOALS, SWITCHES, Given, OptionError, checked, from_make
+from pipeline.goals.annotations import annotate
+from pipeline.goals.options import GOALS, SWITCHES, Given, OptionError, checked, from_make
+from pipeline.goals.stages import STAGES, option, run
 
 
 def _parsed(arguments: list[str]) -> tuple[str, Given]:

@@ -33,7 +33,7 @@ from configs.schema import (
     Task,
 )
 from pipeline.console import messages
-from pipeline.entry.annotations import annotate
+from pipeline.goals.annotations import annotate
 
 Parameters = ParamSpec("Parameters")
 

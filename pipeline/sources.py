@@ -26,7 +26,7 @@ DECIDES_NOTHING = {
     "configs.layout": "an artifact of another path is another artifact",
     "configs.load": "keys hold the values that it reads",
     "configs.schema": "keys hold the values that it checks",
-    "pipeline.entry.annotations": "messages",
+    "pipeline.goals.annotations": "messages",
     "pipeline.atomic": "moves finished files and folders into place",
     "pipeline.build": "decides whether to build",
     "pipeline.command": "decides what is asked for",

@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from pipeline import console
 from pipeline.command import exit_codes
 from pipeline.console import steps
-from pipeline.entry.annotations import annotate, annotation, summarise
+from pipeline.goals.annotations import annotate, annotation, summarise
 
 
 def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:

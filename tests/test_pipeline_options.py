@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.entry.goals import STAGES, commands
-from pipeline.entry.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
+from pipeline.goals.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
+from pipeline.goals.stages import STAGES, commands
 from tests.board_environment import oldest_python
 
 ROOT = Path(__file__).resolve().parent.parent

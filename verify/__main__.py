@@ -10,7 +10,7 @@ import typer
 from configs.load import shown
 from pipeline.atomic import write_atomically
 from pipeline.command import exit_codes, select
-from pipeline.entry.annotations import annotate, summarise
+from pipeline.goals.annotations import annotate, summarise
 from verify.bisect.command import bisect
 from verify.board.command import board_test
 from verify.board.judge import failure as board_failure

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.entry.options import GOALS, ROOT, SWITCHES, OptionError
+from pipeline.goals.options import GOALS, ROOT, SWITCHES, OptionError
 
 PYTHON = Path(".venv") / "bin" / "python"
 _SELECT = ("CONFIG", "TASK", "COMPONENT")
@@ -58,7 +58,7 @@ def commands(goal: str, values: dict[str, str]) -> Iterator[list[str]]:
     stages = STAGES[goal]
     if len(stages) > 1 and "PRECISION" in given:
         # Whether every target has it, only their files say; they say it before the export.
-        selected = ("pipeline.entry.selected", *_BACKENDS.get(goal, ()))
+        selected = ("pipeline.goals.selected", *_BACKENDS.get(goal, ()))
         stages = ((selected, (*_SELECT, *_TARGETS)), *stages)
     for stage, names in stages:
         command = list(stage)
