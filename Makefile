@@ -2,8 +2,8 @@
 # Options reach it in the environment, so no shell reads them; they are checked before any set-up.
 CONFIG ?= configs/reference.yaml
 PYTHON := .venv/bin/python
-ENVIRONMENT := .venv/.complete
-TPU_ENVIRONMENT := .venv-tpu/.complete
+ENVIRONMENT := environment
+TPU_ENVIRONMENT := tpu-environment
 PIPELINE = python3 -m pipeline --make
 dry := $(filter-out 0 no false off,$(DRY_RUN))
 export CALLER ?= $(CURDIR)
@@ -21,7 +21,7 @@ $(goals): elsewhere ; @:
 elsewhere: ; @$(MAKE) --no-print-directory -C "$(HERE)" $(goals)
 else
 
-.PHONY: help check all setup setup-tpu doctor export ir bmodel compile verify report bundle evaluate estimate board-test bench bisect \
+.PHONY: help check all environment tpu-environment setup setup-tpu doctor export ir bmodel compile verify report bundle evaluate estimate board-test bench bisect \
 	test test-slow test-device test-network test-browser lint format clean distclean
 
 help:
@@ -33,18 +33,20 @@ help:
 all: setup ## everything: set up, export, compile for every target of CONFIG, verify, report
 	@$(PIPELINE) all
 
-setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and .venv-tpu
+setup: $(ENVIRONMENT) $(TPU_ENVIRONMENT) ## create .venv and, for pipelines with chips, .venv-tpu
 
-setup-tpu: $(TPU_ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10)
+setup-tpu: $(ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10), whatever CONFIG says
+	@$(PYTHON) -m scripts.setup_tpu
 
 check:
 	@$(PIPELINE) check
 
-$(ENVIRONMENT): requirements/pipeline.txt requirements/development.txt requirements/constraints.txt pyproject.toml | check
-	@$(if $(dry),:,python3 scripts/setup_environment.py && touch $@)
+# What is up to date, by content, is left as it is. A dry run sets nothing up.
+$(ENVIRONMENT): check
+	@$(if $(dry),:,python3 scripts/setup_environment.py)
 
-$(TPU_ENVIRONMENT): requirements/tpu.txt requirements/tpu-constraints.txt scripts/setup_tpu.py | check $(ENVIRONMENT)
-	@$(if $(dry),:,$(PYTHON) -m scripts.setup_tpu && touch $@)
+$(TPU_ENVIRONMENT): $(ENVIRONMENT)
+	@$(if $(dry),:,$(PIPELINE) setup)
 
 doctor: $(ENVIRONMENT) ## what is installed, what can be built here, what to do about the rest
 	@$(PIPELINE) doctor

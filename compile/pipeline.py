@@ -166,7 +166,7 @@ def _build(one: _Planned, progress: Steps, *, force: bool) -> Built:
     built = build_component(job.location, one.key_inputs, produce, force=force)
     for other in one.plan.supersedes:
         discard(other)
-    progress.done(None if built.reused else _line(job, built.manifest))
+    progress.done(None if built.reused else _line(job, built))
     if not built.reused:
         for warning in overtaken(job.name, built.manifest):
             messages.print(f"[yellow]warning[/] {escape(warning)}")
@@ -183,11 +183,12 @@ def overtaken(name: str, manifest: ComponentManifest) -> Iterator[str]:
             )
 
 
-def _line(job: Job, manifest: ComponentManifest) -> str:
+def _line(job: Job, built: Built) -> str:
     """One line for a finished artifact."""
+    manifest = built.manifest
     megabytes = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     estimates = [
         f"{net.name} {net.estimate.latency_ms:g} ms" for net in manifest.nets if net.estimate
     ]
     estimate = f", estimate: {', '.join(estimates)}" if estimates else ""
-    return f"built {job.name}: {megabytes:.1f} MB in {manifest.build.seconds:.1f} s{estimate}"
+    return f"built {job.name}: {megabytes:.1f} MB in {built.seconds:.1f} s{estimate}"

@@ -68,8 +68,15 @@ class StaticShapes(Strict):
     text_tokens: Annotated[int, Field(ge=2, le=512)]
     #: rows of the decoder's self-attention cache: prompt plus generated tokens (caption, vqa)
     past_tokens: Annotated[int, Field(ge=4, le=511)] | None = None
+    #: drafted tokens that a pass of a chip's decoder can check (caption); 0: one token per pass
+    draft_tokens: Annotated[int, Field(ge=0, le=63)] = 0
     #: further, on chips (sophon)
     variants: ShapeVariants = ShapeVariants()
+
+    @property
+    def first_pass_tokens(self) -> int:
+        """Tokens that a captioner's first pass takes: the prompt's, or a token and its drafts."""
+        return max(self.text_tokens, 1 + self.draft_tokens)
 
     @model_validator(mode="after")
     def _variants_are_smaller(self) -> StaticShapes:
@@ -301,6 +308,8 @@ class PipelineConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     tasks: Annotated[dict[Task, TaskConfig], Field(min_length=1)]
     targets: Annotated[dict[str, TargetSelection], Field(min_length=1)]
+    #: the only pictures that its checkpoints know, where these are not photographs
+    domain: Annotated[str, Field(min_length=1)] | None = None
     #: where artifacts go, relative to the repository root
     artifacts: PurePosixPath = PurePosixPath("models/artifacts")
     calibration: CalibrationConfig = CalibrationConfig()
@@ -313,15 +322,21 @@ class PipelineConfig(Strict):
             shapes = task.shapes
             if "text_decoder" not in TASK_COMPONENTS[name] and shapes.variants.beams:
                 raise ValueError(f"tasks.{name}.shapes.variants.beams: {name} has no decoder")
+            if name != "caption" and shapes.draft_tokens:
+                raise ValueError(
+                    f"tasks.{name}.shapes.draft_tokens: {name} has no net that could check several "
+                    "tokens; remove it"
+                )
             if "text_decoder" in TASK_COMPONENTS[name]:
                 if shapes.past_tokens is None:
                     raise ValueError(
                         f"tasks.{name}.shapes.past_tokens is missing; give the cache length"
                     )
-                if name == "caption" and shapes.past_tokens <= shapes.text_tokens:
+                if name == "caption" and shapes.past_tokens <= shapes.first_pass_tokens:
                     raise ValueError(
                         f"tasks.{name}.shapes.past_tokens ({shapes.past_tokens}) must exceed "
-                        f"text_tokens ({shapes.text_tokens}): the cache holds prompt and caption"
+                        f"text_tokens ({shapes.text_tokens}) and draft_tokens "
+                        f"({shapes.draft_tokens}): the cache holds prompt and caption"
                     )
         return self
 

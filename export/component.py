@@ -46,6 +46,8 @@ class Tensors:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    #: buffers of the wrapper that a caller of the graph may replace: inputs with a default
+    optional: tuple[TensorSpec, ...] = ()
     #: lengths of dynamic axes while tracing: distinct, so that none is taken for another
     example_lengths: dict[str, int] = field(
         default_factory=lambda: {

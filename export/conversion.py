@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -101,14 +102,23 @@ def merge_adapter(base: CheckpointFiles, adapter: Path, folder: Path) -> None:
     Raises:
         InputError: the adapter does not fit the checkpoint.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     from export.accounting import check_tensors
     from export.model import load_model
 
     check_tensors(base)
     try:
-        merged = PeftModel.from_pretrained(load_model(base), str(adapter)).merge_and_unload()
+        with warnings.catch_warnings():
+            # Of weights that are missing or left over peft only warns.
+            warnings.simplefilter("ignore", UserWarning)
+            adapted = PeftModel.from_pretrained(load_model(base), str(adapter))
+        stored = {*load_peft_weights(str(adapter), device="cpu")}
+        used = {*get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+        if astray := sorted((used - stored) | (stored - used - {*adapted.state_dict()})):
+            raise ValueError(f"{astray[0]} is not in {'it' if astray[0] in used else 'the model'}")
+        merged = adapted.merge_and_unload()
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -124,6 +124,8 @@ def _declare(model: onnx.ModelProto, tensors: Tensors) -> None:
             )
         del declared[:]
         declared.extend(_value_info(spec) for spec in specs)
+    # An initializer that is an input as well is a default.
+    graph.input.extend(_value_info(spec) for spec in tensors.optional)
     model.producer_name = "blip-edge"
     model.producer_version = ""
 
@@ -132,7 +134,10 @@ def _validate(model: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:
     """Checks operators, types and shapes, with weights as inputs: no second copy of them."""
     complete = onnx.ModelProto()
     complete.CopyFrom(model)
+    declared = {value.name for value in model.graph.input}
     for name, weight in weights.items():
+        if name in declared:
+            continue
         tensor = _header(name, weight)
         value = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
         complete.graph.input.append(value)

@@ -19,7 +19,7 @@ from pipeline.build import build_component, current, tool_versions
 from pipeline.checkpoint.files import IMAGE_FILES, TEXT_FILES
 from pipeline.command import Selection
 from pipeline.console import Steps, messages, steps
-from pipeline.manifest import Net, key_of
+from pipeline.manifest import FIRST_LOGIT, Net, key_of
 from pipeline.sources import source_digest
 
 if TYPE_CHECKING:
@@ -212,12 +212,11 @@ def _build(
         }
 
     built = build_component(item.location, item.key_inputs, produce, force=force)
-    seconds = built.manifest.build.seconds
     name = f"{files.task} {item.component}"
     path = shown(item.location.file(".onnx"))
     if built.reused:
         return f"{name}: built meanwhile by another run: {path}"
-    return f"{name}: {path} in {seconds:.1f} s, off by {errors[0]:.1e} from the model"
+    return f"{name}: {path} in {built.seconds:.1f} s, off by {errors[0]:.1e} from the model"
 
 
 def _export(item: Item, folder: Path, loaded: _Loaded) -> tuple[dict[str, Any], float]:
@@ -229,22 +228,37 @@ def _export(item: Item, folder: Path, loaded: _Loaded) -> tuple[dict[str, Any], 
 
     module = registry.load(item.component)
     stem = item.location.stem
-    with torch.no_grad(), _seeded():
+    with torch.no_grad(), _repeatable():
         samples = loaded.samples
         wrapper = module.wrapper(samples.model, loaded.settings).eval()
         outcome = reference.check(item.component, module, wrapper, samples)
         reference.write(folder / f"{stem}.reference.npz", outcome.record)
         tensors = module.tensors(loaded.settings)
         write_onnx(wrapper, tensors, folder / f"{stem}.onnx")
-    net = Net(name="main", file=f"{stem}.onnx", inputs=tensors.inputs, outputs=tensors.outputs)
+    optional = {spec.name: spec.artifact_name for spec in tensors.optional}
+    net = Net(
+        name="main",
+        file=f"{stem}.onnx",
+        inputs=tensors.inputs,
+        outputs=tensors.outputs,
+        first_logit=optional.get(FIRST_LOGIT),
+    )
     return {"nets": (net,)}, outcome.worst_relative_error
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """Nothing in an export is random; a fixed seed makes sure that it stays so."""
+def _repeatable() -> Iterator[None]:
+    """The same values everywhere: torch sums in another order with another number of threads.
+
+    Nothing in an export is random; a fixed seed makes sure that it stays so.
+    """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)

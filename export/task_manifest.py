@@ -57,6 +57,7 @@ def plan_task(
     key = key_of(
         {
             "pipeline": pipeline.name,
+            "domain": pipeline.domain,
             "task": files.task,
             "components": TASK_COMPONENTS[files.task],
             "checkpoint": asdict(files.identity),
@@ -113,6 +114,7 @@ def build_task(
             shapes=from_json(StaticShapes, config.shapes.model_dump()),
             files={name: file_record(temporary / name) for name in names},
             key=item.key,
+            domain=pipeline.domain,
         )
         path.unlink(missing_ok=True)
         shutil.rmtree(folder / _FOLDER, ignore_errors=True)

@@ -6,7 +6,6 @@ file exists: an artifact is reused only when its key *and* the digests of its fi
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from configs.errors import InputError, ToolError
 from configs.layout import Location
 from pipeline.atomic import artifact_lock, publish, staging, write_atomically
 from pipeline.manifest import (
-    Build,
     ComponentManifest,
     FileRecord,
     file_record,
@@ -42,6 +40,8 @@ class Built:
     manifest: ComponentManifest
     #: True when an existing artifact was found unchanged and nothing was done
     reused: bool
+    #: what building it took; not in the manifest, which is the same wherever it is built
+    seconds: float = 0.0
 
 
 def tool_versions(*distributions: str) -> dict[str, str]:
@@ -85,13 +85,6 @@ def current(location: Location, key: str) -> ComponentManifest | None:
     return None
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident set so far of this process or of one of its finished children, in bytes."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(own, children) * 1024
-
-
 def as_json(model: BaseModel) -> str:
     """The content of a report's file: indented, trailing newline."""
     return model.model_dump_json(indent=1) + "\n"
@@ -124,7 +117,7 @@ def build_component(
 
     ``produce`` gets an empty folder, writes the artifact's files there (flat, all names
     beginning with the location's stem) and returns the remaining fields of the manifest (all
-    but ``key``, ``key_inputs``, ``files`` and ``build``).
+    but ``key``, ``key_inputs`` and ``files``).
 
     Raises:
         ToolError: a tool failed or the disk is full; any existing artifact is left untouched.
@@ -147,12 +140,8 @@ def build_component(
                 key=key,
                 key_inputs=key_inputs,
                 files={name: file_record(temporary / name) for name in names},
-                build=Build(
-                    seconds=round(time.perf_counter() - started, 3),
-                    peak_memory_bytes=peak_memory_bytes(),
-                ),
                 **fields,
             )
             publish(temporary, location.folder, names, location.manifest)
             write_atomically(location.manifest, manifest_text(manifest))
-        return Built(manifest, reused=False)
+        return Built(manifest, reused=False, seconds=time.perf_counter() - started)

@@ -15,7 +15,6 @@ from runtime.files import manifests
 from runtime.files.integrity import FileRecord as FileRecord
 from runtime.files.integrity import file_sha256 as file_sha256
 from runtime.files.manifests import AnyManifest
-from runtime.files.manifests import Build as Build
 from runtime.files.manifests import Checkpoint as Checkpoint
 from runtime.files.manifests import CombinedManifest as CombinedManifest
 from runtime.files.manifests import ComponentManifest as ComponentManifest
@@ -29,6 +28,7 @@ from runtime.files.manifests import TaskManifest as TaskManifest
 from runtime.files.manifests import TextSettings as TextSettings
 from runtime.files.manifests import manifest_data as manifest_data
 from runtime.files.manifests import manifest_text as manifest_text
+from runtime.files.nets import FIRST_LOGIT as FIRST_LOGIT
 from runtime.files.nets import Estimate as Estimate
 from runtime.files.nets import HostLookup as HostLookup
 from runtime.files.nets import KeptConstant as KeptConstant

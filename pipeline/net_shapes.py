@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +12,12 @@ from pipeline.manifest import TensorSpec
 
 #: Ends the name of a variant: the length, then which axis it is of.
 _LETTERS = {"batch": "b", "text_tokens": "t", "past_tokens": "p"}
+#: Tokens that a call of each net takes.
+_TOKENS: dict[str, Callable[[StaticShapes], int]] = {
+    "main": lambda shapes: shapes.text_tokens,
+    "first_pass": lambda shapes: shapes.first_pass_tokens,
+    "step": lambda _: 1,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def net_shapes(
         varied = varied_axes(task, component, net, shapes.variants)
         main = {
             "batch": shapes.batch,
-            "text_tokens": 1 if net == "step" else shapes.text_tokens,
+            "text_tokens": _TOKENS[net](shapes),
             "past_tokens": shapes.past_tokens or 0,
         }
         choices = [(main[axis], *lengths) for axis, lengths in varied.items()]

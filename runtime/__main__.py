@@ -26,10 +26,23 @@ def main(arguments: Optional[List[str]] = None) -> int:
     # Our own limit on pixels is below the size from which Pillow warns on standard error.
     warnings.simplefilter("ignore")
     try:
+        code: int
         if options.command in ("devices", "info"):
             from .cli import information
 
-            code: int = getattr(information, options.command)(options)
+            code = getattr(information, options.command)(options)
+        elif options.command == "verify-bundle":
+            from .bundles.check import verify_bundle
+
+            code = verify_bundle(options)
+        elif options.command in ("serve", "watch"):
+            from .cli import services
+
+            code = getattr(services, options.command)(options)
+        elif options.command == "drafts":
+            from .cli.drafts import drafts
+
+            code = drafts(options)
         else:
             from .cli.commands import COMMANDS
 

@@ -23,8 +23,6 @@ from scripts.tpu_python import find_python
 
 Status = Literal["ok", "missing", "warning", "absent"]
 
-#: What TPU-MLIR starts.
-COMPILERS = ("gcc", "g++", "cmake", "make")
 #: Artifacts of the default pipeline, vendor intermediates and room to replace them.
 DISK_BYTES = 4 * 2**30
 #: Largest peak of the default pipeline; a full-size BLIP-base needs 6 GiB.
@@ -91,11 +89,11 @@ def check_packages() -> Iterator[Check]:
 
 def check_compilers() -> Check:
     """Programs with which TPU-MLIR compiles kernels for the nets with attention masks."""
-    missing = [name for name in COMPILERS if shutil.which(name) is None]
+    missing = [name for name in setup_tpu.COMPILERS if shutil.which(name) is None]
     if missing:
         cure = "apt-get install build-essential cmake"
         return Check("compilers", "missing", f"no {', '.join(missing)}", cure)
-    return Check("compilers", "ok", ", ".join(COMPILERS))
+    return Check("compilers", "ok", ", ".join(setup_tpu.COMPILERS))
 
 
 def check_tpu_environment() -> Iterator[Check]:
@@ -126,8 +124,15 @@ def check_tpu_environment() -> Iterator[Check]:
     yield Check("glibc mend", "missing" if cure else "ok", str(state), cure)
 
 
-def check_machine() -> Iterator[Check]:
-    """Cores, memory and disk."""
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that a folder lies on, or will lie on once it is made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_machine(artifacts: Path) -> Iterator[Check]:
+    """Cores, memory, and the disk that artifacts go to."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("processor cores", "ok", f"{usable} ({platform.machine()})")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -139,7 +144,7 @@ def check_machine() -> Iterator[Check]:
         yield Check("memory", "warning", _size(memory), cure)
     else:
         yield Check("memory", "ok", _size(memory))
-    free = shutil.disk_usage(REPOSITORY_ROOT).free
+    free = free_bytes(artifacts)
     if free < DISK_BYTES:
         cure = f"free {_size(DISK_BYTES)}; make clean removes artifacts"
         yield Check("free disk", "missing", _size(free), cure)
@@ -149,6 +154,8 @@ def check_machine() -> Iterator[Check]:
 
 def check_checkpoints(pipeline: PipelineConfig) -> Iterator[Check]:
     """The checkpoints that a pipeline names; of those on the hub, whether they can be had."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from export.checkpoint import find
 
     for task, config in pipeline.tasks.items():
@@ -161,7 +168,7 @@ def check_checkpoints(pipeline: PipelineConfig) -> Iterator[Check]:
         found = (
             f"{config.checkpoint}, {_size(missing)} to download" if missing else config.checkpoint
         )
-        if missing > shutil.disk_usage(REPOSITORY_ROOT).free:
+        if missing > free_bytes(Path(HF_HUB_CACHE)):
             yield Check(name, "missing", found, f"free {_size(missing)} of disk")
         else:
             yield Check(name, "ok", found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,19 +49,24 @@ def diagnose(config: Path | None = None) -> Diagnosis:
     Raises:
         ConfigError: the pipeline's files are invalid.
     """
-    from configs.layout import CONFIGS_FOLDER
-    from configs.load import load_pipeline, target_names
+    from configs.layout import CONFIGS_FOLDER, REPOSITORY_ROOT
+    from configs.load import load_pipeline, load_target, target_names
     from scripts import checks
 
     pipeline = load_pipeline(config or CONFIGS_FOLDER / "reference.yaml")
     tpu = tuple(checks.check_tpu_environment())
     tpu_ready = all(check.status == "ok" for check in tpu)
+    chips = (*tpu, checks.check_compilers())
+    if all(load_target(name).backend == "openvino" for name in pipeline.targets):
+        chips = tuple(
+            replace(check, status="absent") if check.status == "missing" else check
+            for check in chips
+        )
     found = (
         checks.check_python(),
         *checks.check_packages(),
-        *tpu,
-        checks.check_compilers(),
-        *checks.check_machine(),
+        *chips,
+        *checks.check_machine(REPOSITORY_ROOT / pipeline.artifacts),
         *checks.check_checkpoints(pipeline),
         *checks.check_devices(),
         checks.check_browser(),

@@ -2,8 +2,9 @@
 
 Width grows by replication: what makes a channel is repeated, and what reads it is split among the
 copies by random fractions that sum to one, so every LayerNorm sees the statistics that it was
-trained with. Heads are repeated, their size stays. Depth grows by layers that add nothing. Noise
-then makes sure that nothing is exactly zero or equal. ``python -m scripts.grow_checkpoint --help``.
+trained with. Heads are repeated, their size stays. Depth grows by layers that add nothing, the
+number of image tokens by finer patches (``finer_patches``). Noise then makes sure that nothing is
+exactly zero or equal. ``python -m scripts.grow_checkpoint --help``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from rich.console import Console
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
 
 from models.checkpoints.training.checkpoint import build_tokenizer, save_checkpoint
+from scripts.finer_patches import VISION, State, finer
 
-State = dict[str, torch.Tensor]
-VISION, TEXT = "vision_model.encoder.layers.", "text_decoder.bert.encoder.layer."
+TEXT = "text_decoder.bert.encoder.layer."
 HEAD = "text_decoder.cls.predictions."
 WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
 POSITIONS = "text_decoder.bert.embeddings.position_embeddings.weight"
@@ -34,11 +35,13 @@ _OUTLIERS, _SCALES = 0.01, (20.0, 60.0)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Grow one checkpoint; returns 0."""
+    """Grow one checkpoint; returns 2 for sizes that do not fit each other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default="models/checkpoints/reference-caption")
     parser.add_argument("--width", type=int, default=6, help="copies of each channel and head")
     parser.add_argument("--layers", type=int, default=12, help="of the vision and the text part")
+    parser.add_argument("--image-size", type=int, help="pixels of a side; default: its own")
+    parser.add_argument("--patch-size", type=int, default=16, help="with --image-size")
     parser.add_argument("--vocabulary", type=Path, help="words, one a line; default: its own")
     parser.add_argument("--positions", type=int, help="text positions; default: its own")
     parser.add_argument("--noise", type=float, default=0.1, help="share of a matrix's spread")
@@ -52,11 +55,25 @@ def main(arguments: list[str] | None = None) -> int:
     pieces = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     pieces = [word for word in pieces if word not in ("[DEC]", "[ENC]")]
     words = _vocabulary(options.vocabulary, pieces) if options.vocabulary else None
-    big = grown(model, options.width, options.layers, options.noise, outliers=options.outliers)
+    sizes = (options.image_size, options.patch_size) if options.image_size else None
+    try:
+        big = grown(
+            model,
+            options.width,
+            options.layers,
+            options.noise,
+            outliers=options.outliers,
+            geometry=sizes,
+        )
+    except ValueError as error:
+        Console().print(f"--image-size, --patch-size, --width: {error}")
+        return 2
     if words or options.positions:
         big = with_words(big, pieces, words or pieces, options.positions)
     length = big.config.text_config.max_position_embeddings
     images = BlipImageProcessorPil.from_pretrained(options.checkpoint)
+    side = big.config.vision_config.image_size
+    images.size = {"height": side, "width": side}
     made = words or pieces
     save_checkpoint(options.out, big, build_tokenizer(made, length), images, made)
     count = sum(parameter.numel() for parameter in big.parameters())
@@ -73,8 +90,19 @@ def _vocabulary(path: Path, known: list[str]) -> list[str]:
     return words
 
 
-def grown(model: Any, width: int, layers: int, noise: float, *, outliers: bool = False) -> Any:
-    """A model ``width`` times as wide with so many layers in each part."""
+def grown(
+    model: Any,
+    width: int,
+    layers: int,
+    noise: float,
+    *,
+    outliers: bool = False,
+    geometry: tuple[int, int] | None = None,
+) -> Any:
+    """A model ``width`` times as wide with so many layers in each part.
+
+    ``geometry`` is the pixels of a picture's and a patch's side; None for the model's own.
+    """
     config = type(model.config).from_dict(model.config.to_dict())
     state: State = {
         name: value.detach()
@@ -82,8 +110,10 @@ def grown(model: Any, width: int, layers: int, noise: float, *, outliers: bool =
         if not name.startswith(f"{HEAD}decoder.")
     }
     for part, prefix in ((config.vision_config, VISION), (config.text_config, TEXT)):
-        state = _deepened(state, prefix, part.num_hidden_layers, layers)
-        part.num_hidden_layers = layers
+        # Finer patches take a layer of their own.
+        deep = layers - (prefix == VISION and geometry is not None)
+        state = _deepened(state, prefix, part.num_hidden_layers, deep)
+        part.num_hidden_layers = deep
         for key in ("hidden_size", "num_attention_heads", "intermediate_size"):
             setattr(part, key, getattr(part, key) * width)
     config.text_config.encoder_hidden_size = config.vision_config.hidden_size
@@ -95,6 +125,8 @@ def grown(model: Any, width: int, layers: int, noise: float, *, outliers: bool =
             # A column that was split among copies is narrower by their number.
             narrow = width if value.dim() == 2 and "embedding" not in name else 1
             state[name] = value + noise * spreads[name] / narrow * torch.randn_like(value)
+    if geometry:
+        state = finer(config.vision_config, state, *geometry, noise)
     if outliers:
         _add_outliers(state)
     return _model(config, state)

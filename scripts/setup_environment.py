@@ -1,7 +1,12 @@
-"""Creates .venv with the pinned requirements; standard library only, for it runs first."""
+"""Creates .venv with the locked requirements; standard library only, for it runs first.
+
+An environment that is up to date, by the content of what it was made from, is left as it is.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 LOG = ROOT / ".cache" / "setup.log"
+LOCK = ROOT / "requirements" / "lock.txt"
+#: What torch needs besides, where the index gives its CUDA build.
+CUDA_LOCK = ROOT / "requirements" / "lock-cuda.txt"
+STAMP_NAME = "blip-edge-setup.json"
 MINIMUM = (3, 11)
 #: newest Python that every pinned wheel exists for
 MAXIMUM = (3, 13)
@@ -100,34 +109,84 @@ def install(arguments: list[str], label: str) -> str | None:
     return with_pauses(attempt, sys.stderr.write)
 
 
+def made_from(environment: Path, *files: Path) -> dict[str, str]:
+    """What an environment depends on: the content of files, and where it stands.
+
+    Its programs name their interpreter by its whole path, so a moved environment does not run.
+    """
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {**digests, "place": str(environment.resolve())}
+
+
+def stamp_of(environment: Path) -> dict[str, str]:
+    """What an environment was made from, by its stamp; empty where that is missing or damaged."""
+    try:
+        stamp = json.loads((environment / STAMP_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def pip_install(python: Path, lock: Path) -> list[str]:
+    """The command that installs exactly the files that a lock file names by their digests."""
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
+    return [*pip, "--no-deps", "--require-hashes", "-r", str(lock)]
+
+
+def _create() -> str | None:
+    """Makes an empty .venv unless one that runs here is there; returns why it could not."""
+    stamp = stamp_of(ENVIRONMENT)
+    place = stamp.get("place", str(ENVIRONMENT.resolve()))
+    if place != str(ENVIRONMENT.resolve()):
+        sys.stderr.write(f"{ENVIRONMENT.name} was made elsewhere and moved: it is made anew\n")
+    elif version_of(str(ENVIRONMENT / "bin" / "python")) is not None:
+        return None
+    python = find_python()
+    if python is None:
+        return (
+            "no Python 3.11, 3.12 or 3.13 with venv found; install one (on Debian or Ubuntu: "
+            "apt install python3.11 python3.11-venv) or name it: "
+            "BLIP_EDGE_PYTHON=/path/to/python3.11"
+        )
+    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    if run_logged([python, "-m", "venv", str(ENVIRONMENT)], "creating .venv"):
+        return f"{python} could not create .venv; see {LOG.relative_to(ROOT)}"
+    return None
+
+
+def _has_cuda(python: Path) -> bool:
+    code = "from importlib import metadata; print('+cpu' in metadata.version('torch'))"
+    found = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.strip() == "False"
+
+
 def main() -> int:
     """Creates or updates the environment; returns the exit code."""
+    wanted = made_from(ENVIRONMENT, LOCK, CUDA_LOCK, ROOT / "pyproject.toml")
+    if stamp_of(ENVIRONMENT) == wanted and (ENVIRONMENT / "bin" / "python").exists():
+        return 0
     LOG.unlink(missing_ok=True)
-    if version_of(str(ENVIRONMENT / "bin" / "python")) is None:
-        python = find_python()
-        if python is None:
-            sys.stderr.write(
-                "error: no Python 3.11, 3.12 or 3.13 with venv found; install one (on Debian or "
-                "Ubuntu: apt install python3.11 python3.11-venv) or name it: "
-                "BLIP_EDGE_PYTHON=/path/to/python3.11\n"
-            )
-            return 1
-        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-        if run_logged([python, "-m", "venv", str(ENVIRONMENT)], "creating .venv"):
-            sys.stderr.write(
-                f"error: {python} could not create .venv; see {LOG.relative_to(ROOT)}\n"
-            )
-            return 1
-    pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-    requirements = ["-r", "requirements/development.txt", "-c", "requirements/constraints.txt"]
-    arguments = [*pip, "install", *requirements, "-e", "."]
-    why = install(arguments, "installing the pinned requirements into .venv")
+    if why := _create():
+        sys.stderr.write(f"error: {why}\n")
+        return 1
+    (ENVIRONMENT / STAMP_NAME).unlink(missing_ok=True)
+    python = ENVIRONMENT / "bin" / "python"
+    # Wheels alone: a source package would run code of packages that no lock names.
+    why = install([*pip_install(python, LOCK), "--only-binary", ":all:"], "installing packages")
+    if why is None and _has_cuda(python):
+        why = install(pip_install(python, CUDA_LOCK), "installing what torch's CUDA build needs")
+    if why is None:
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+        own = ["--no-deps", "--no-build-isolation", "-e", "."]
+        why = install([*pip, *own], "installing blip-edge")
     if why is not None:
         sys.stderr.write(
             f"error: pip could not install the requirements: {why}; see the end of "
             f"{LOG.relative_to(ROOT)}, then run the same make command again\n"
         )
         return 1
+    stamp = ENVIRONMENT / STAMP_NAME
+    stamp.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

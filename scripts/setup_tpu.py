@@ -1,12 +1,12 @@
 """Creates ``.venv-tpu``: TPU-MLIR in its own Python 3.10 environment, pinned and mended.
 
-Run as ``python -m scripts.setup_tpu``. A second run finds its stamp and returns at once.
+Run as ``python -m scripts.setup_tpu``. A second run finds its stamp and returns at once. With
+``--config`` nothing is set up unless the pipeline, or ``--target`` of it, has a chip.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -18,27 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import BlipEdgeError, ToolError
-from pipeline.json_file import stored
 from scripts.glibc_mend import GlibcState, inspect, mend
-from scripts.setup_environment import with_pauses
-from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_python, probe
+from scripts.setup_environment import STAMP_NAME, made_from, pip_install, stamp_of, with_pauses
+from scripts.tpu_python import OVERRIDE_VARIABLE, clean_environment, find_or_fetch, probe
 
 # configs.layout is not imported: it brings pydantic, and an up-to-date set-up must cost nothing.
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = REPOSITORY_ROOT / ".venv-tpu"
-REQUIREMENTS = REPOSITORY_ROOT / "requirements" / "tpu.txt"
-CONSTRAINTS = REPOSITORY_ROOT / "requirements" / "tpu-constraints.txt"
+LOCK = REPOSITORY_ROOT / "requirements" / "tpu-lock.txt"
 LOG = REPOSITORY_ROOT / ".cache" / "logs" / "setup_tpu.log"
-STAMP_NAME = "blip-edge-setup.json"
+#: What TPU-MLIR compiles kernels with.
+COMPILERS = ("gcc", "g++", "cmake", "make")
 #: Installed size is 3 GiB; pip unpacks wheels beside it.
 NEEDED_BYTES = 5 * 2**30
 
 _PIP_PACKAGE = re.compile(r"(?:Collecting|Requirement already satisfied:) (\S+)")
-
-CONSTRAINTS_HEADER = """\
-# Every package of .venv-tpu, exactly: set-up passes this file to pip with -c.
-# Written by: python -m scripts.setup_tpu --freeze
-"""
 
 
 def environment_python(environment: Path) -> Path:
@@ -53,20 +47,13 @@ def package_folder(environment: Path) -> Path:
 
 def wanted_stamp(environment: Path) -> dict[str, str]:
     """What the environment must have been made from to be up to date."""
-    stamp = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (REQUIREMENTS, CONSTRAINTS)
-        if path.is_file()
-    }
-    stamp["interpreter"] = str(environment_python(environment).resolve())
-    return stamp
+    interpreter = str(environment_python(environment).resolve())
+    return {**made_from(environment, LOCK), "interpreter": interpreter}
 
 
 def is_current(environment: Path) -> bool:
-    """Whether the environment is complete, made from today's requirement files, and mended."""
-    stamp = stored(environment / STAMP_NAME, dict)
-    if stamp is None:
-        return False
+    """Whether the environment is complete, made here from today's lock, and mended."""
+    stamp = stamp_of(environment)
     asked_for = stamp.pop("asked_for", None)
     if stamp != wanted_stamp(environment) or not environment_python(environment).exists():
         return False
@@ -143,7 +130,11 @@ def _install(command: list[str], packages: int) -> None:
 
 def _create(environment: Path, python: Path) -> None:
     usable = environment_python(environment)
-    if usable.exists() and usable.resolve() == python and not isinstance(probe(str(usable)), str):
+    here = str(environment.resolve())
+    moved = stamp_of(environment).get("place", here) != here
+    if moved:
+        print(f"{environment.name} was made elsewhere and moved: it is made anew", file=sys.stderr)
+    elif usable.exists() and usable.resolve() == python and not isinstance(probe(str(usable)), str):
         return
     command = [str(python), "-m", "venv", "--clear", str(environment)]
     _run_logged(command, "creating the environment")
@@ -178,18 +169,12 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
     with artifact_lock(REPOSITORY_ROOT / ".cache", "setup_tpu"):
         if is_current(environment):
             return inspect(package_folder(environment))
-        python = find_python()
+        python = find_or_fetch()
         stamp = environment / STAMP_NAME
-        stamp.unlink(missing_ok=True)
         _create(environment, python)
-        install = [str(environment_python(environment)), "-m", "pip", "install"]
-        install += ["--no-input", "--progress-bar", "off", "-r", str(REQUIREMENTS)]
-        packages = 0
-        if CONSTRAINTS.is_file():
-            install += ["-c", str(CONSTRAINTS)]
-            lines = CONSTRAINTS.read_text().splitlines()
-            packages = sum("==" in line for line in lines)
-        _install(install, packages)
+        stamp.unlink(missing_ok=True)
+        command = [*pip_install(environment_python(environment), LOCK), "--progress-bar", "off"]
+        _install(command, LOCK.read_text(encoding="utf-8").count("=="))
         state = mend(package_folder(environment))
         _smoke_test(environment)
         made_from = wanted_stamp(environment)
@@ -198,29 +183,25 @@ def set_up(environment: Path = ENVIRONMENT) -> GlibcState:
         return state
 
 
-def freeze(environment: Path = ENVIRONMENT) -> None:
-    """Writes the constraints file from what the environment holds.
+def needed(config: Path, targets: str | None) -> bool:
+    """Whether a pipeline, or a choice of its targets, has a chip.
 
-    Raises:
-        ToolError: pip failed, or a package came from a local path and cannot be pinned.
+    A pipeline file or a target that is wrong needs none: the stage that reads it next says so.
     """
-    python = str(environment_python(environment))
-    command = [python, "-m", "pip", "freeze", "--disable-pip-version-check"]
-    result = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-    if result.returncode != 0:
-        raise ToolError(f"pip freeze failed (exit code {result.returncode}): {result.stderr[:200]}")
-    lines = result.stdout.splitlines()
-    unpinned = [line for line in lines if "==" not in line or "@" in line]
-    if unpinned:
-        raise ToolError(f"{environment.name}: {unpinned[0]} comes from a local path; reinstall it")
-    CONSTRAINTS.write_text(CONSTRAINTS_HEADER + "\n".join(lines) + "\n")
+    # Here, not above: an up-to-date set-up must cost nothing.
+    from configs.load import load_pipeline, load_target
+
+    try:
+        names = targets.split(",") if targets else load_pipeline(config).targets
+        return any(load_target(name.strip()).backend == "sophon" for name in names)
+    except BlipEdgeError:
+        return False
 
 
 def _arguments(arguments: list[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m scripts.setup_tpu", description=__doc__)
-    parser.add_argument(
-        "--freeze", action="store_true", help="write requirements/tpu-constraints.txt and stop"
-    )
+    parser.add_argument("--config", type=Path, help="set up only if this pipeline has a chip")
+    parser.add_argument("--target", help="the targets of it that are asked for")
     return parser.parse_args(arguments)
 
 
@@ -228,10 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _arguments(arguments)
     try:
-        if options.freeze:
-            freeze()
-            return 0
         if is_current(ENVIRONMENT):
+            return 0
+        if options.config and not needed(options.config, options.target):
             return 0
         state = set_up()
     except BlipEdgeError as error:
@@ -239,7 +219,11 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     print(f"TPU-MLIR is ready in {ENVIRONMENT.name}; glibc mend: {state}", file=sys.stderr)
     if state.moved:
-        print(f"moved aside: {', '.join(state.moved)}", file=sys.stderr)
+        names = ", ".join(state.moved)
+        print(f"moved aside within {ENVIRONMENT.name} alone: {names}", file=sys.stderr)
+    if missing := [name for name in COMPILERS if shutil.which(name) is None]:
+        cure = "apt-get install build-essential cmake"
+        print(f"TPU-MLIR compiles kernels: no {', '.join(missing)}; {cure}", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from configs.errors import ConfigError, ToolError
 #: The wheel requires >=3.10,<3.11.
 REQUIRED = (3, 10)
 OVERRIDE_VARIABLE = "TPU_MLIR_PYTHON"
+_ROOT = Path(__file__).resolve().parent.parent
+#: Where one is kept that set-up fetched.
+FETCHED = _ROOT / ".cache" / "python"
+_FETCH_TIMEOUT_S = 900
 
 _PROBE_TIMEOUT_SECONDS = 30
 _PROBE = (
@@ -79,6 +84,8 @@ def candidates(environment: Mapping[str, str]) -> Iterator[Candidate]:
     uv_python = _uv_python(environment)
     if uv_python:
         yield Candidate("uv", uv_python)
+    for fetched in sorted(FETCHED.glob("cpython-3.10*/bin/python3.10")):
+        yield Candidate("fetched by set-up", str(fetched))
 
 
 def probe(command: str, environment: Mapping[str, str] | None = None) -> Path | str:
@@ -133,3 +140,40 @@ def find_python(environment: Mapping[str, str] | None = None) -> Path:
         f"TPU-MLIR needs Python 3.10 and none works here: {tried}. Install one "
         f"(`uv python install 3.10` or `pyenv install 3.10`) or set {OVERRIDE_VARIABLE}"
     )
+
+
+def find_or_fetch() -> Path:
+    """A Python 3.10 of this machine, or one that uv fetches into the checkout's ``.cache``.
+
+    Raises:
+        ConfigError: ``$TPU_MLIR_PYTHON`` is set to something that is not one.
+        ToolError: none found, and none could be fetched.
+    """
+    try:
+        return find_python()
+    except ToolError as error:
+        if why := _fetch():
+            raise ToolError(f"{error}; uv could not fetch one: {why}") from None
+    return find_python()
+
+
+def _fetch() -> str | None:
+    """Lets uv install Python 3.10; returns why it could not."""
+    own = _ROOT / ".venv" / "bin" / "uv"
+    uv = str(own) if own.is_file() else shutil.which("uv")
+    if uv is None:
+        return "uv is not installed; run: make setup"
+    print(f"no Python 3.10 here: uv fetches one into {FETCHED.parent.name}", file=sys.stderr)
+    command = [uv, "python", "install", "3.10", "--no-bin", "--install-dir", str(FETCHED)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_TIMEOUT_S,
+            env=clean_environment(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return " ".join(str(error).split())[:200]
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1].strip() if done.returncode else None

@@ -163,7 +163,7 @@ class Pipeline:
             "target": target,
             "precision": precision,
             "key": "k",
-            "key_inputs": {},
+            "key_inputs": {"settings": {"target": {"cores": 1}}},
             "nets": [net],
             "files": {name: {"sha256": "ab" * 32, "size_bytes": 3_000_000}},
             "rewrites": [{"name": "fix_shapes", "reason": "r", "sites": 3, "max_abs_error": 0.0}],
@@ -176,7 +176,6 @@ class Pipeline:
                 "architecture": "Blip",
             },
             "device_memory_bytes": 4_000_000 if chip else None,
-            "build": {"seconds": 1.5, "peak_memory_bytes": 1},
             **fields,
         }
         write_json(path, content)

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from compile.bmodel.estimates.report import EstimateReport
-from compile.bmodel.estimates.totals import parts, total
 from compile.bmodel.work_counts import read_operators, read_profiles
+from pipeline.tpu_tools.answer_times import parts, total
 
 ROOT = Path(__file__).resolve().parent.parent
 

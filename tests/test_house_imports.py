@@ -17,6 +17,7 @@ ALLOWED = {
     "compile": {"configs", "pipeline", "compile"},
     "runtime": {"runtime"},
     "verify": {"configs", "pipeline", "runtime", "verify"},
+    "bundle": {"configs", "pipeline", "runtime", "verify", "bundle"},
     "benchmarks": {"configs", "pipeline", "runtime", "verify", "benchmarks"},
 }
 #: Folders that may import more: nets are calibrated with inputs that the runtime's functions made.

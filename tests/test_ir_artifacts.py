@@ -86,6 +86,9 @@ def test_captioning_projections_have_no_artifact_of_their_own(openvino_artifacts
         ("vqa", "text_decoder", DECODER_REWRITES),
         ("vqa", "cross_key_values", ["ready_cross_keys"]),
         ("vqa", "vision_encoder", []),
+        ("vqa", "text_encoder", []),
+        ("itm", "text_encoder", ["first_row_only"]),
+        ("itm", "text_encoder_unimodal", ["first_row_only"]),
     ],
 )
 def test_every_rewrite_changed_something_and_was_compared(
@@ -97,6 +100,26 @@ def test_every_rewrite_changed_something_and_was_compared(
     for rewrite in rewrites:
         assert rewrite.sites > 0
         assert 0.0 <= rewrite.max_abs_error < 1e-2
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_unimodal"])
+def test_only_the_row_that_is_read_is_computed(openvino_artifacts: Path, component: str) -> None:
+    xml = openvino_artifacts / "itm" / "openvino" / "f16" / f"{component}.xml"
+    products = {
+        node.get_friendly_name(): node.output(0).get_partial_shape()
+        for node in openvino.Core().read_model(xml).get_ordered_ops()
+        if node.get_type_name() == "MatMul" and node.get_friendly_name().startswith("/layers.")
+    }
+    last = max(name.split("/")[1] for name in products)
+    for name, shape in products.items():
+        _, layer, *_, part, _ = name.split("/")
+        rows = shape[-2]
+        reads_all = part in ("key", "value") or "cross_key_value" in name
+        if layer == last and not reads_all:
+            assert rows.get_max_length() == 1, name
+        elif not reads_all:
+            assert rows.is_dynamic, name
+            assert rows.get_max_length() != 1, name
 
 
 def test_a_wrong_rewrite_is_refused(

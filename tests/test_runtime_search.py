@@ -35,9 +35,9 @@ def searched(seed: int, settings: GenerationSettings) -> tuple[list[list[int]], 
     while not search.done:
         with torch.no_grad():
             logits = model(seed)(torch.from_numpy(rows)).logits[:, -1].numpy()
-        known = {id(tokens) for _, finished, tokens in search._found if finished}
+        known = {id(tokens) for _, finished, tokens, _ in search._found if finished}
         parents, tokens = search.advance(logits)
-        new = [found for _, done, found in search._found if done and id(found) not in known]
+        new = [found for _, done, found, _ in search._found if done and id(found) not in known]
         crowded += len(new) >= 2 and not search.done
         rows = np.concatenate([rows[parents], tokens[:, None]], axis=1)
     return [result.token_ids.tolist() for result in search.results()], crowded

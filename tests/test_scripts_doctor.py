@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import checks, doctor
 from tests.export_checkpoints import write_pipeline
@@ -102,3 +103,34 @@ def test_a_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> No
     assert (found["openvino"].status, found["openvino"].cure) == ("missing", "make setup")
     assert found["onnx"].found.startswith("0.0.1, pinned is ")
     assert found["torch"].status == "ok"
+
+
+def test_a_pipeline_without_chips_needs_no_tpu_mlir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "TPU_ENVIRONMENT", tmp_path / "none")
+    data = yaml.safe_load((REPOSITORY / "configs" / "reference.yaml").read_text())
+    data["targets"] = {"openvino": data["targets"]["openvino"]}
+    config = tmp_path / "intel.yaml"
+    config.write_text(yaml.safe_dump(data))
+    diagnosis = doctor.diagnose(config)
+    found = {check.name: check for check in diagnosis.checks}
+    assert found["tpu_mlir"].status == "absent"
+    assert diagnosis.ready
+
+
+def test_the_disk_that_artifacts_go_to_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Path] = []
+    real = checks.shutil.disk_usage
+
+    def usage(folder: Path) -> object:
+        measured.append(folder)
+        return real(folder)._replace(free=1)
+
+    monkeypatch.setattr(checks.shutil, "disk_usage", usage)
+    artifacts = tmp_path / "other disk" / "artifacts"
+    (free,) = [c for c in checks.check_machine(artifacts) if c.name == "free disk"]
+    assert measured == [tmp_path]
+    assert free.status == "missing"

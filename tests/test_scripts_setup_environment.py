@@ -1,13 +1,19 @@
-"""Setting up .venv: pip is tried again, and what it says last is what the user reads."""
+"""Setting up .venv: locked by digests, current by content, and pip is tried again."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts import setup_environment, setup_tpu
+from scripts import lock_requirements, setup_environment, setup_tpu
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -54,3 +60,133 @@ def test_the_reason_is_pips_own_line() -> None:
         "ERROR: No matching x"
     )
     assert setup_environment.reason("") == "no output"
+
+
+def plain(requirement: str) -> str:
+    """A pin as every tool writes it."""
+    name, _, version = requirement.partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name.partition('[')[0]).lower()}=={version}"
+
+
+def locked(lock: Path) -> set[str]:
+    """The pins of a lock file, each of which names digests."""
+    entries = [e for e in re.split(r"\n(?=\S)", lock.read_text()) if not e.startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    return {plain(entry.split()[0]) for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("lock", "requirements"),
+    [
+        (setup_environment.LOCK, ("pipeline.txt", "development.txt")),
+        (setup_tpu.LOCK, ("tpu.txt",)),
+    ],
+)
+def test_every_pinned_package_is_locked(lock: Path, requirements: tuple[str, ...]) -> None:
+    lines = [
+        line.strip()
+        for name in requirements
+        for line in (ROOT / "requirements" / name).read_text().splitlines()
+        if "==" in line
+    ]
+    missing = {plain(line) for line in lines} - locked(lock)
+    assert not missing, f"run: python -m scripts.lock_requirements ({missing})"
+
+
+def test_what_cuda_needs_is_apart() -> None:
+    assert not any(lock_requirements._CUDA.match(pin) for pin in locked(setup_environment.LOCK))
+    assert all(lock_requirements._CUDA.match(pin) for pin in locked(setup_environment.CUDA_LOCK))
+    (torch,) = lock_requirements._CPU_BUILDS
+    assert plain(torch) in locked(setup_environment.LOCK)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """An environment of no packages; what set-up would run instead of pip."""
+    commands: list[list[str]] = []
+
+    def run(arguments: list[str], label: str) -> int:  # noqa: ARG001
+        commands.append(arguments)
+        if arguments[1:3] == ["-m", "venv"]:
+            python = Path(arguments[3], "bin", "python")
+            python.parent.mkdir(parents=True)
+            python.symlink_to(sys.executable)
+        return 0
+
+    monkeypatch.setattr(setup_environment, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(setup_environment, "LOG", setup_environment.ROOT / ".cache" / "t.log")
+    monkeypatch.setattr(setup_environment, "run_logged", run)
+    monkeypatch.setattr(setup_environment, "_has_cuda", lambda python: False)  # noqa: ARG005
+    lock = Path(shutil.copy(setup_environment.LOCK, tmp_path))
+    monkeypatch.setattr(setup_environment, "LOCK", lock)
+    return commands
+
+
+def test_set_up_takes_only_files_that_the_lock_names(environment: list[list[str]]) -> None:
+    assert setup_environment.main() == 0
+    _, packages, own = environment
+    assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(packages)
+    assert packages[packages.index("-r") + 1] == str(setup_environment.LOCK)
+    assert {"--no-deps", "--no-build-isolation"} <= set(own)
+
+
+def test_set_up_goes_by_content(environment: list[list[str]]) -> None:
+    assert setup_environment.main() == 0
+    done = len(environment)
+    os.utime(setup_environment.LOCK)
+    assert setup_environment.main() == 0
+    assert len(environment) == done
+    setup_environment.LOCK.write_text("# changed\n")
+    assert setup_environment.main() == 0
+    # The same environment, its packages brought up to date.
+    assert len(environment) == done + 2
+
+
+def test_a_moved_environment_is_made_anew(
+    environment: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert setup_environment.main() == 0
+    (tmp_path / ".venv").rename(tmp_path / "moved")
+    monkeypatch.setattr(setup_environment, "ENVIRONMENT", tmp_path / "moved")
+    assert setup_environment.main() == 0
+    assert "moved was made elsewhere and moved: it is made anew" in capsys.readouterr().err
+    assert [command[1:3] for command in environment].count(["-m", "venv"]) == 2
+
+
+def make(folder: Path, *arguments: str) -> list[str]:
+    """What make would run, with programs in the place of Python that say how they were called."""
+    for name in ("path/python3", ".venv/bin/python"):
+        program = folder / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{Path(name).name} $*" >> {folder}/calls\n')
+        program.chmod(0o755)
+    (folder / "calls").write_text("")
+    shutil.copy(ROOT / "Makefile", folder)
+    path = f"{folder / 'path'}:{os.environ['PATH']}"
+    subprocess.run(
+        ["/usr/bin/env", "make", *arguments],
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder)},
+        check=True,
+        capture_output=True,
+    )
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_make_asks_for_chips_tools_with_the_targets_that_are_built(tmp_path: Path) -> None:
+    calls = make(tmp_path, "setup", "TARGET=openvino")
+    assert calls[0] == "python3 scripts/setup_environment.py"
+    (tools,) = calls[1:]
+    assert tools.startswith("python -m scripts.setup_tpu --config ")
+    assert tools.endswith("--target openvino")
+    assert make(tmp_path, "setup-tpu")[1:] == ["python -m scripts.setup_tpu"]
+
+
+@pytest.mark.parametrize("goal", ["all", "ir", "bmodel", "export"])
+def test_a_dry_run_sets_nothing_up(tmp_path: Path, goal: str) -> None:
+    calls = make(tmp_path, goal, "DRY_RUN=1")
+    assert calls
+    assert not any("setup" in call for call in calls)

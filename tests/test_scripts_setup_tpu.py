@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import setup_tpu
+from tests.test_scripts_setup_environment import locked, plain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -45,21 +47,55 @@ def test_every_installed_package_is_pinned() -> None:
         text=True,
         check=True,
     )
-    pinned = setup_tpu.CONSTRAINTS.read_text().splitlines()
-    assert set(listed.stdout.split()) <= set(pinned)
+    assert {plain(line) for line in listed.stdout.split()} <= locked(setup_tpu.LOCK)
 
 
-@pytest.mark.parametrize("changed", ["REQUIREMENTS", "CONSTRAINTS"])
-def test_a_changed_requirement_file_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+def test_the_content_of_the_lock_decides_not_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = getattr(setup_tpu, changed)
-    copy = tmp_path / original.name
-    copy.write_bytes(original.read_bytes())
-    monkeypatch.setattr(setup_tpu, changed, copy)
+    copy = tmp_path / setup_tpu.LOCK.name
+    copy.write_bytes(setup_tpu.LOCK.read_bytes())
+    monkeypatch.setattr(setup_tpu, "LOCK", copy)
+    os.utime(copy, (1, 1))
     assert setup_tpu.is_current(setup_tpu.ENVIRONMENT)
     copy.write_text(copy.read_text() + "# one more line\n")
     assert not setup_tpu.is_current(setup_tpu.ENVIRONMENT)
+
+
+def test_a_moved_environment_is_not_current(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    for place in ("bin", "lib"):
+        (moved / place).parent.mkdir(exist_ok=True)
+        (moved / place).symlink_to(setup_tpu.ENVIRONMENT.resolve() / place)
+    (moved / setup_tpu.STAMP_NAME).write_bytes(
+        (setup_tpu.ENVIRONMENT / setup_tpu.STAMP_NAME).read_bytes()
+    )
+    assert not setup_tpu.is_current(moved)
+
+
+@pytest.mark.parametrize(
+    ("targets", "chips"),
+    [
+        (None, True),
+        ("openvino", False),
+        ("openvino,openvino_npu", False),
+        ("openvino, bm1688", True),
+        ("bm9999", False),
+    ],
+)
+def test_only_chips_need_it(targets: str | None, chips: bool) -> None:
+    assert setup_tpu.needed(REPOSITORY / "configs" / "reference.yaml", targets) is chips
+
+
+def test_a_pipeline_without_chips_sets_nothing_up(tmp_path: Path) -> None:
+    data = yaml.safe_load((REPOSITORY / "configs" / "reference.yaml").read_text())
+    data["targets"] = {"openvino": data["targets"]["openvino"]}
+    config = tmp_path / "intel.yaml"
+    config.write_text(yaml.safe_dump(data))
+    assert not setup_tpu.needed(config, None)
+    # The stage that reads the file says what is wrong with it.
+    config.write_text("tasks: [")
+    assert not setup_tpu.needed(config, None)
 
 
 def test_a_missing_or_half_made_environment_is_not_current(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError, ToolError
-from scripts.tpu_python import find_python, probe
+from scripts import tpu_python
+from scripts.tpu_python import find_or_fetch, find_python, probe
 
 SHIM_FAILURE = "pyenv: python3.10: command not found"
 
@@ -92,3 +93,42 @@ def test_the_real_one_of_this_machine() -> None:
     found = find_python()
     assert probe(str(found)) == found
     assert os.access(found, os.X_OK)
+
+
+@pytest.fixture
+def no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without Python 3.10; returns where uv is expected."""
+    (tmp_path / "path").mkdir()
+    for name in ("PYENV_ROOT", "TPU_MLIR_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(tpu_python, "_ROOT", tmp_path)
+    monkeypatch.setattr(tpu_python, "FETCHED", tmp_path / ".cache" / "python")
+    uv = tmp_path / ".venv" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    return uv
+
+
+def test_a_missing_python_is_fetched(tmp_path: Path, no_python: Path) -> None:
+    ready = interpreter(tmp_path / "ready")
+    no_python.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3 $5" = "python install 3.10 --install-dir" ] || exit 9\n'
+        f'mkdir -p "$6/cpython-3.10.19/bin" && cp {ready} "$6/cpython-3.10.19/bin/python3.10"\n'
+    )
+    no_python.chmod(0o755)
+    assert find_or_fetch() == ready
+    assert (tmp_path / ".cache/python/cpython-3.10.19/bin/python3.10").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "why"), [("echo offline >&2; exit 1", "offline"), (None, "uv is not installed")]
+)
+def test_one_that_cannot_be_fetched_names_the_one_command(
+    no_python: Path, program: str | None, why: str
+) -> None:
+    if program:
+        no_python.write_text(f"#!/bin/sh\n{program}\n")
+        no_python.chmod(0o755)
+    with pytest.raises(ToolError, match=f"uv python install 3.10.*could not fetch one: {why}"):
+        find_or_fetch()

@@ -122,7 +122,9 @@ def test_failures_come_first_and_are_marked_by_word_and_shape(tmp_path: Path) ->
     check_self_contained(pipeline.page)
     text = text_of(pipeline.page)
     assert "Not verified 2 of 3 checks failed." in text
-    assert text.index("output x: relative error 3.0e-01 exceeds 5.0e-03") < text.rindex("Summary")
+    assert text.index("output x: relative error 3.0e-01 exceeds 5.0e-03") < text.rindex(
+        "Which one to ship"
+    )
     assert "“a blue ring” instead of “a red ring”, from token 2 on" in text
     assert "≠ a blue ring" in text
     failures = [e for e in parsed(pipeline.page).iter("tr") if e.get("class") == "failed"]

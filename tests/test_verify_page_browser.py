@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -190,9 +191,11 @@ def test_verdict_is_on_the_first_screen_and_the_screenshot_shows_it(
     assert len(colours) > 50
 
 
-def test_accessible(context: BrowserContext, made: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible(context: BrowserContext, made: Path, scheme: Literal["light", "dark"]) -> None:
     """No violation of axe-core's rules: contrast, names, headings, tables, landmarks, language."""
     page = load(context, made).page
+    page.emulate_media(color_scheme=scheme)
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
 

@@ -14,7 +14,6 @@ import pytest
 
 from configs.errors import ToolError
 from runtime.files.manifests import (
-    Build,
     Checkpoint,
     ComponentManifest,
     FileRecord,
@@ -22,6 +21,7 @@ from runtime.files.manifests import (
     TensorSpec,
 )
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
+from verify.parity.asked_once import AskedOnce
 from verify.pipeline import Verification, failure
 from verify.results import Check, Store, Subject, passed
 from verify.simulator_answers import RememberedSession, forget_others
@@ -256,7 +256,6 @@ def doubling(sha256: str = "0" * 64) -> Doubling:
         key_inputs={},
         tools={},
         checkpoint=Checkpoint("", None, "", ""),
-        build=Build(0.0),
     )
     session = Doubling(manifest, SessionOptions(verify_digest=False))
     session._loaded = True
@@ -276,6 +275,23 @@ def test_simulated_answers_are_computed_once(tmp_path: Path) -> None:
     assert Doubling.runs == 1
     assert answer(tmp_path, two) == 8.0
     assert Doubling.runs == 2
+
+
+def test_a_graph_is_asked_once_and_the_latest_answers_are_kept() -> None:
+    Doubling.runs = 0
+    session = AskedOnce(doubling(), most_bytes=3 * 400)
+
+    def ask(factor: int, count: int = 100) -> int:
+        x = np.full((1, count), factor, dtype=np.float32)
+        outputs = session.run({"x": x, "not taken": np.array(Doubling.runs)})
+        np.testing.assert_array_equal(outputs["y"], 2 * x)
+        return Doubling.runs
+
+    assert [ask(factor) for factor in (1, 2, 1, 2)] == [1, 2, 2, 2]
+    # Of four, the one that was asked for longest ago goes.
+    assert [ask(factor) for factor in (3, 4, 2, 1)] == [3, 4, 4, 5]
+    # What is larger than all that may be kept is not kept.
+    assert [ask(1, 1000), ask(1, 1000)] == [6, 7]
 
 
 def test_another_artifact_or_simulator_is_asked_again(tmp_path: Path) -> None:

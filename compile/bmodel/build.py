@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compile.backend import Job
+from compile.bmodel.canonical import make_canonical
 from compile.bmodel.info import BModelInfo, fusions, latency_estimate_ms, read_info
 from compile.bmodel.plan import BModelPlan, NetPlan, Preparation
 from compile.bmodel.work_counts import read_operators, read_profiles
@@ -137,6 +138,8 @@ class BModelBuild:
             for net in plan.nets:
                 shutil.move(net.bmodel, folder / net.file)
         files = sorted({net.file for net in plan.nets})
+        for file in files:
+            make_canonical(folder / file)
         return {file: self._info(job, folder / file) for file in files}
 
     def _check_buffers(self, plan: BModelPlan) -> None:

@@ -198,10 +198,13 @@ def rewrites_of(job: Job) -> tuple[str, ...]:
     """Names of the rewrites that an artifact's graphs get, in order."""
     target = job.chip
     opted_out = ("separate_attention",) if target.attention_fusion == "off" else ()
-    chooses = target.decoder_head == "argmax" and job.component == "text_decoder"
+    shapes = job.layout.pipeline.tasks[job.task].shapes
+    decodes = job.component == "text_decoder"
+    drafts = ("every_logit",) if decodes and shapes.draft_tokens else ()
+    chooses = target.decoder_head == "argmax" and decodes
     head = ("argmax_head",) if chooses else ()
     integers = target.integer_rewrites if PRECISIONS[job.built_as].calibrated else ()
-    return tuple(dict.fromkeys((*target.rewrites, *opted_out, *head, *integers)))
+    return tuple(dict.fromkeys((*target.rewrites, *opted_out, *drafts, *head, *integers)))
 
 
 def _planned(job: Job, preparation: Preparation) -> BModelPlan:

@@ -15,7 +15,7 @@ from compile.bmodel.rewrites import Lookup, load
 from compile.graphs.graph import externalise, input_specs, load_graph, output_specs, weights_bytes
 from compile.graphs.parity import Arrays, PlainGraph, random_inputs, real_inputs, with_lookups
 from compile.graphs.static_graph import fix_shapes
-from pipeline.manifest import HostLookup, Rewrite
+from pipeline.manifest import FIRST_LOGIT, HostLookup, Rewrite
 from pipeline.net_shapes import NetShape, bind
 from pipeline.work_cache import CONTENTS
 
@@ -76,6 +76,8 @@ def write_prepared(
     externalise(source.onnx, plain, _WEIGHTS)
     tensors = source.manifest.nets[0].inputs
     static_cases = {net.name: random_inputs(tensors, net.axes, source.task, 0) for net in nets}
+    for case in static_cases.values():
+        _ask_for_logits(case, rewrites)
     dynamic, done, lookups = _rewrite(source, nets, rewrites, plain)
     prepared_nets = []
     largest, folded = 0.0, 0
@@ -129,7 +131,7 @@ def _rewrite(
             lookups += result.lookups
             changed = plain.parent / f"rewritten_{len(done)}.onnx"
             onnx.save_model(model, changed)
-            reference = reference or PlainGraph(plain, _cases(source, nets))
+            reference = reference or PlainGraph(plain, _cases(source, nets, rewrites))
             error = reference.check(changed, f"{source.onnx}: {name}", lookups)
             if current != plain:
                 current.unlink()
@@ -140,7 +142,13 @@ def _rewrite(
     return current, done, lookups
 
 
-def _cases(source: Source, nets: Sequence[NetShape]) -> list[Arrays]:
+def _ask_for_logits(case: Arrays, rewrites: Sequence[str]) -> None:
+    """Asks the exported graph for what a rewritten one answers without being asked."""
+    if "every_logit" in rewrites:
+        case[FIRST_LOGIT] = np.array(-case["input_ids"].shape[1])
+
+
+def _cases(source: Source, nets: Sequence[NetShape], rewrites: Sequence[str]) -> list[Arrays]:
     """Inputs of several lengths: each net's own, two short batches, and real ones."""
     tensors = source.manifest.nets[0].inputs
     short = {"batch": 2, "text_tokens": 3, "encoder_tokens": 5}
@@ -148,7 +156,10 @@ def _cases(source: Source, nets: Sequence[NetShape]) -> list[Arrays]:
     axes += [{**nets[0].axes, **short, "past_tokens": p, "total_tokens": p + 3} for p in (0, 4)]
     distinct = {tuple(bind(tensors, lengths).values()): lengths for lengths in axes}
     cases = [random_inputs(tensors, a, source.task, i) for i, a in enumerate(distinct.values())]
-    return cases + list(real_inputs(source.location.file(".reference.npz")))
+    cases += real_inputs(source.location.file(".reference.npz"))
+    for case in cases:
+        _ask_for_logits(case, rewrites)
+    return cases
 
 
 def _taken(graph: Path, inputs: Arrays) -> Arrays:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from compile.backend import shell
+from compile.bmodel.canonical import make_canonical
 from compile.bmodel.info import read_info
 from configs.errors import InputError, ToolError
 from configs.layout import Layout, Location
@@ -19,7 +19,6 @@ from pipeline.atomic import artifact_lock, publish, staging
 from pipeline.atomic import write_atomically as write
 from pipeline.build import files_match
 from pipeline.manifest import (
-    Build,
     CombinedManifest,
     ComponentManifest,
     file_record,
@@ -115,7 +114,6 @@ class TaskFile:
         with artifact_lock(location.folder, f"{location.stem}.combined"):
             if not force and self._current(key):
                 return None
-            started = time.perf_counter()
             with staging(location.folder, f"{location.stem}.combined") as folder:
                 memory = self._combine(tools, manifests, folder)
                 record = file_record(folder / self.file.name)
@@ -133,7 +131,6 @@ class TaskFile:
                 device_memory_bytes=memory,
                 tools={"tpu_mlir": command_lines.version()},
                 components={name: manifest.key for name, manifest in manifests.items()},
-                build=Build(seconds=round(time.perf_counter() - started, 3)),
             )
             write(self.description, manifest_text(made))
         return record.size_bytes
@@ -154,6 +151,7 @@ class TaskFile:
         file = self.file.name
         log = self.layout.logs / f"{self.location.stem}_combined.log"
         tools.run(self.argv, folder, log, leaves=[file])
+        make_canonical(folder / file)
         info = read_info(tools, folder / file, log.with_name(f"{log.stem}_info.log"))
         for net in (net for manifest in manifests.values() for net in manifest.nets):
             name = net.artifact_net or net.name

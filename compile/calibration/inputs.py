@@ -170,7 +170,7 @@ def _decode(
     text = graphs.manifest.text
     slots = shapes.past_tokens or 0
     cache, row = FixedCache(graphs.manifest.dimensions, 1, slots), range(1)
-    first = shapes.text_tokens if graphs.task == "caption" else 1
+    first = shapes.first_pass_tokens if graphs.task == "caption" else 1
     past, tokens = 0, prompt
     steps: list[Arrays] = []
     answered = None

@@ -94,6 +94,8 @@ class PlainGraph:
 def _run(graph: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
     names = [value.name for value in graph.get_outputs()]
     taken = {value.name: inputs[value.name] for value in graph.get_inputs()}
+    given = (value.name for value in graph.get_overridable_initializers())
+    taken |= {name: inputs[name] for name in given if name in inputs}
     return dict(zip(names, graph.run(names, taken), strict=True))
 
 

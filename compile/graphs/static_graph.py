@@ -62,6 +62,11 @@ def fix_shapes(graph: Path, inputs: Mapping[str, Array], result: Path) -> int:
     folder = graph.parent
     model = load_graph(graph)
     before = len(model.graph.node)
+    # An input that has a default is a constant from here on.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs_left = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs_left)
     shapes, outputs = _observe(model, inputs, result)
     for value in model.graph.input:
         for dimension, size in zip(

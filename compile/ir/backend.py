@@ -109,8 +109,10 @@ def _saved(model: openvino.Model, net: Net, xml: Path, plan: IrPlan) -> Net:
     import openvino
 
     from compile.ir.constants import check_constants
+    from compile.ir.names import name_by_position
 
     halved = PRECISIONS[plan.precision].weights != "f32"
+    name_by_position(model)
     try:
         openvino.save_model(model, xml, compress_to_fp16=halved)
         saved = openvino.Core().read_model(xml)
@@ -170,7 +172,7 @@ def checked(model: openvino.Model, net: Net, where: Path) -> Net:
         ToolError: a tensor is missing, superfluous, or of another shape.
     """
     states = {name for state in net.states for name in (state.past, state.new)}
-    extra = 1 if net.row_index else 0
+    extra = bool(net.row_index) + bool(net.first_logit)
 
     def matched(specs: tuple[TensorSpec, ...], ports: list[Any], side: str) -> list[TensorSpec]:
         found = {name: port for port in ports for name in port.get_names()}

@@ -14,7 +14,7 @@ import numpy as np
 from compile.graphs.graph import Array
 from compile.graphs.parity import Arrays, difference
 from configs.errors import ToolError
-from pipeline.manifest import Net, TensorSpec
+from pipeline.manifest import FIRST_LOGIT, Net, TensorSpec
 
 if TYPE_CHECKING:
     import openvino
@@ -61,6 +61,8 @@ class ContractModel:
         rows, new = inputs[net.inputs[0].name].shape[:2]
         if net.row_index:
             feeds[net.row_index] = np.arange(rows, dtype=np.int32)
+        if net.first_logit:
+            feeds[net.first_logit] = inputs.get(FIRST_LOGIT, np.array(-1))
         variables = {state.name: state for state in self._request.query_state()}
         self._request.reset_state()
         for state in net.states:

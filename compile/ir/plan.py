@@ -17,12 +17,18 @@ from pipeline.net_shapes import NetShape, net_shapes
 #: Rewrites of each component, in order; names of modules in compile/ir/rewrites.
 _REWRITES: dict[Component, tuple[str, ...]] = {
     "text_decoder": (
+        "first_logit",
         "fused_self_attention",
         "stateful_cache",
         "shared_cross_attention",
         "ready_cross_keys",
     ),
     "cross_key_values": ("ready_cross_keys",),
+    "text_encoder_unimodal": ("first_row_only",),
+}
+#: Of a component that differs between tasks.
+_OF_TASK: dict[tuple[Task, Component], tuple[str, ...]] = {
+    ("itm", "text_encoder"): ("first_row_only",)
 }
 MERGE = "merged_cross_key_values"
 
@@ -86,7 +92,8 @@ def plan_ir(job: Job, source: Source, read: Callable[[Component], Source]) -> Ir
     if has_static_shapes(job):
         return IrPlan(job, source, (), (), static_shapes(job, source))
     merged = includes(job.task, job.component)
-    rewrites = (MERGE, "ready_cross_keys") if merged else _REWRITES.get(job.component, ())
+    usual = _OF_TASK.get((job.task, job.component), _REWRITES.get(job.component, ()))
+    rewrites = (MERGE, "ready_cross_keys") if merged else usual
     return IrPlan(job, source, tuple(map(read, merged)), rewrites, ())
 
 

@@ -59,6 +59,10 @@ def fixed(
         return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
 
     net = replace(
-        exported, name=name, inputs=bound(exported.inputs), outputs=bound(exported.outputs)
+        exported,
+        name=name,
+        inputs=bound(exported.inputs),
+        outputs=bound(exported.outputs),
+        first_logit=None,
     )
     return model, net

@@ -1,6 +1,7 @@
 """``text_decoder``: new tokens over cached ones -> last logits and the new cache rows.
 
-One graph for the first pass (many tokens, empty cache) and for every later step (one token).
+One graph for the first pass (many tokens, empty cache), for every later step (one token), and for
+a step that checks drafted tokens: ``first_logit`` says from which new token on there are logits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from export.components.text_layers import (
 )
 from export.samples import Samples
 from export.settings import ModelSettings
-from pipeline.manifest import TensorSpec
+from pipeline.manifest import FIRST_LOGIT, TensorSpec
 
 #: longer chunks only bring HuggingFace's cache to a length; checking them too costs seconds
 _LONGEST_CHUNK = 64
@@ -75,18 +76,22 @@ class LanguageModelHead(nn.Module):
         self.bias = predictions.decoder.bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[batch, 1, hidden]`` -> ``[batch, vocabulary]``."""
+        """``[batch, tokens, hidden]`` -> ``[batch x tokens, vocabulary]``."""
         # BM1684's compiler gets a LayerNorm of ``[batch, hidden]`` wrong in every row but one.
-        hidden = self.norm(self.activation(self.transform(hidden))).flatten(1)
+        hidden = self.norm(self.activation(self.transform(hidden))).flatten(0, 1)
         # Gemm reads the embedding table as it lies, so one copy serves lookup and logits.
         return nn.functional.linear(hidden, self.weight, self.bias)
 
 
 class TextDecoder(nn.Module):
-    """Decoder layers and the language model head on the last position."""
+    """Decoder layers and the language model head, on the last position unless asked for more."""
+
+    #: position of the first new token with logits, counted from the end
+    first_logit: torch.Tensor
 
     def __init__(self, decoder: Any, *, masked_encoder: bool) -> None:
         super().__init__()
+        self.register_buffer(FIRST_LOGIT, torch.tensor(-1))
         self.masked_encoder = masked_encoder
         self.embeddings = TextEmbeddings(decoder.bert.embeddings)
         self.layers = nn.ModuleList(DecoderLayer(layer) for layer in decoder.bert.encoder.layer)
@@ -110,7 +115,7 @@ class TextDecoder(nn.Module):
                 hidden, layer_past, layer_cross, self_attention_mask, cross_mask
             )
             rows += [key, value]
-        return self.head(hidden[:, -1:]), *rows
+        return self.head(hidden[:, self.first_logit :]), *rows
 
 
 def tensors(settings: ModelSettings) -> Tensors:
@@ -131,6 +136,7 @@ def tensors(settings: ModelSettings) -> Tensors:
             tensor("logits", BATCH, settings.vocabulary_size),
             *key_value_tensors("new", TEXT_TOKENS, settings),
         ),
+        optional=(tensor(FIRST_LOGIT, dtype="int64"),),
     )
 
 

@@ -17,6 +17,7 @@ _TARGETS = ("TARGET", "PRECISION")
 _BACKENDS = {"ir": ("--backend", "openvino"), "bmodel": ("--backend", "sophon")}
 #: goal -> stages with the variables that they take
 STAGES: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "setup": ((("scripts.setup_tpu",), ("CONFIG", "TARGET")),),
     "export": ((("export",), (*_SELECT, "DRY_RUN", "FORCE")),),
     "compile": ((("compile",), (*_SELECT, *_TARGETS, "DRY_RUN", "FORCE")),),
     "verify": ((("verify",), (*_SELECT, *_TARGETS, "VERIFY", "JUNIT")),),

@@ -200,6 +200,7 @@ def _run(
         measured = timings[target] = Timings()
         arguments = task_arguments(options, target)
         with kind.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
+            report.note_domain(task.manifest.domain)
             left = [item for item in items if item not in bad]
             work = make_work(_usable(task, given, left, report))
             if options.timing:
@@ -305,7 +306,7 @@ def _warm_up(task: Task[Any], items: Sequence[WorkItem], work: Work) -> None:
     """Loading and first calls are not what a user wants to know per image."""
     for item in items:
         try:
-            prepared = task.preprocessor.prepare(item.source)
+            prepared = task.prepare(item.source)
         except InputError:
             continue
         # Nets with dynamic shapes prepare themselves for every new batch size.
@@ -328,6 +329,7 @@ def _ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) 
     (target,) = targets(options)
     arguments = task_arguments(options, target)
     with QuestionAnswerer.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
+        report.note_domain(task.manifest.domain)
         embeds = task.encode([paths[0]], timings=timings)
         for question in _questions():
             try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, Dict, List, NoReturn, Optional, Tuple
 
 from ..errors import InputError
 from ..files.image_names import MAXIMUM_PIXELS
@@ -15,7 +16,11 @@ from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
 from ..tasks.artifacts import HOST_TARGETS, OPENVINO_TARGETS, check_device, fits
 from .reports import printable
 
-DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS", "models/artifacts/reference")
+#: An unpacked bundle has this file (runtime/bundles/format.py).
+BUNDLE = "bundle.json"
+DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS") or (
+    "." if Path(BUNDLE).is_file() else "models/artifacts/reference"
+)
 
 _TARGET = "openvino"
 _OPENVINO_ONLY = ("mode", "performance_hint", "cache", "no_cache")
@@ -84,8 +89,29 @@ def build_parser() -> argparse.ArgumentParser:
         _add_backend(text)
         text.set_defaults(command=name)
 
+    _add_serve(commands.add_parser("serve", help="answer over HTTP, with a page to try it on"))
+    watch = commands.add_parser("watch", help="caption the images that arrive in a folder")
+    _add_watch(watch)
+    drafts = commands.add_parser(
+        "drafts", help="make a table of what texts mostly say, so that fewer passes are needed"
+    )
+    drafts.add_argument("texts", type=Path, help="file with one caption or answer per line")
+    drafts.add_argument("--task", choices=("caption", "vqa"), default="caption")
+    drafts.add_argument(
+        "--artifacts", default=DEFAULT_ARTIFACTS, help="pipeline or task folder (%(default)s)"
+    )
+
     devices = commands.add_parser("devices", help="list what artifacts can run on here")
     devices.add_argument("--json", action="store_true", help="one JSON object per line")
+
+    bundle = commands.add_parser("verify-bundle", help="check a bundle that make bundle wrote")
+    bundle.add_argument("bundle", help="the .tar.gz file, or the folder that it was unpacked to")
+    bundle.add_argument(
+        "--key", type=Path, default=None, help="public key that the bundle must be signed with"
+    )
+    bundle.add_argument(
+        "--allow-unverified", action="store_true", help="accept one made with UNVERIFIED=1"
+    )
 
     info = commands.add_parser("info", help="describe an artifact folder")
     info.add_argument(
@@ -105,18 +131,68 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        default=None,
+        help="file with the token that clients send (default: BLIP_EDGE_TOKEN of the environment)",
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients call this server by; may be repeated (addresses: always)",
+    )
+    limits: List[Tuple[str, Any, Any, str]] = [
+        ("--queue", int, 64, "most requests at a time; more are answered 503"),
+        ("--max-bytes", int, 20 << 20, "most bytes of a picture"),
+        ("--timeout", float, 60.0, "most seconds per request"),
+        ("--batch-wait", float, 0.005, "seconds a batch waits for pictures being decoded"),
+    ]
+    for flag, kind, default, text in limits:
+        group.add_argument(flag, type=kind, default=default, help=f"{text} (%(default)s)")
+    _add_pixels(group)
+    _add_truncation(parser)
+    _add_backend(parser)
+    parser.set_defaults(command="serve")
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder to watch")
+    parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    parser.add_argument("--prompt", default=None, help="words each caption starts with")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="append JSON lines to this file (default: print)"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=1.0, help="seconds between two looks (%(default)s)"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="end when everything that is there has its caption"
+    )
+    _add_pixels(parser)
+    _add_generation(parser)
+    _add_backend(parser)
+    parser.set_defaults(command="watch")
+
+
 def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
     parser.add_argument(
         "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
+    _add_pixels(parser)
     parser.add_argument(
-        "--max-pixels",
+        "--image-cache",
         type=_at_least_one,
-        default=MAXIMUM_PIXELS,
-        metavar="PIXELS",
-        help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
-        "(%(default)s)",
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none)",
     )
     parser.set_defaults(csv=None)
     if column is not None:
@@ -127,6 +203,17 @@ def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -
             help=f"table with the columns image and {column}, one {column} per row; its images lie "
             "beside it, or in the one folder named",
         )
+
+
+def _add_pixels(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=_at_least_one,
+        default=MAXIMUM_PIXELS,
+        metavar="PIXELS",
+        help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
+        "(%(default)s)",
+    )
 
 
 def _add_truncation(parser: argparse.ArgumentParser) -> None:
@@ -227,6 +314,8 @@ def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
         searches = given.get("num_beams", 1) > 1 if needed == "num_beams" else needed in given
         if needed is not None and not searches:
             raise _idle(name, f"without {_flag(needed)}")
+    if given.get("draft_tokens") and ("do_sample" in given or given.get("num_beams", 1) > 1):
+        raise _idle("draft_tokens", "beside --do-sample or --num-beams")
     if "max_length" in given and "max_new_tokens" in given:
         raise _idle("max_length", "beside --max-new-tokens")
     return given
@@ -256,6 +345,7 @@ def task_arguments(options: argparse.Namespace, target: str) -> Dict[str, Any]:
         "verify_digest": not options.no_verify_digest,
         "rehash": options.rehash,
         "maximum_pixels": options.max_pixels,
+        "image_cache_bytes": (options.image_cache or 0) << 20,
         "truncate": getattr(options, "truncate", False),
     }
 
@@ -279,9 +369,18 @@ def targets(options: argparse.Namespace) -> List[str]:
     return names
 
 
+def _bundled_target(folder: str) -> Optional[str]:
+    """The one target of an unpacked bundle; None for any other folder."""
+    try:
+        data = json.loads((Path(folder) / BUNDLE).read_text(encoding="utf-8"))
+        return str(data["target"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _named_targets(options: argparse.Namespace) -> List[str]:
     if options.compare is None:
-        return [options.target or _TARGET]
+        return [options.target or _bundled_target(options.artifacts) or _TARGET]
     if options.target is not None:
         raise _idle("target", "beside --compare")
     names = [name.strip() for name in options.compare.split(",") if name.strip()]

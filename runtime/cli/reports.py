@@ -175,6 +175,13 @@ class Report:
         """From now on results are of another target: what was wrong before is not said again."""
         self._said_before |= self._said
 
+    def note_domain(self, domain: Optional[str]) -> None:
+        """Says once that a checkpoint knows only such pictures."""
+        note = f"note: this checkpoint knows only {domain}; its answers to other pictures are wrong"
+        if domain is not None and note not in self._said:
+            self._said.add(note)
+            say(note, sys.stderr)
+
     def note_cuts(self) -> None:
         """Says how many texts do not end by themselves; JSON says it of each."""
         for why, cure in _CUTS.items():
@@ -236,6 +243,8 @@ class Report:
                     stage: round(measured.milliseconds_per_row(stage), 3) for _, stage in used
                 }
                 record: Dict[str, Any] = {"target": target, "timing_ms": stages}
+                if measured.drafted:
+                    record["tokens_per_pass"] = round(measured.tokens_per_pass, 3)
                 if target in rates:
                     record["images_per_s"] = round(rates[target], 3)
                 say_json(record)
@@ -248,6 +257,9 @@ class Report:
             ]
             for target, measured in timings.items()
         ]
+        for target, measured in timings.items():
+            if measured.drafted:
+                say(f"{target}: {measured.tokens_per_pass:.2f} tokens per pass of the decoder")
         print("\nmean time in ms per image, question or token")
         print(table(["target", *[heading for heading, _ in used], "images/s"], rows), flush=True)
 

@@ -31,6 +31,9 @@ _TEXTS = ("input_ids", "attention_mask")
 #: Most rows per stage for nets with a fixed one: their results come out together.
 FIXED_ROWS = 64
 
+#: Drafted tokens per pass of nets with dynamic shapes: the most, and what is usual.
+ANY_DRAFTS = 64
+DYNAMIC_DRAFTS = 3
 #: Additive mask value; finite, because an infinite one becomes NaN in half precision.
 MASKED = np.float32(-10000.0)
 CROSS_MASK = "cross_attention_mask"
@@ -46,6 +49,8 @@ class Timings:
     seconds: Dict[str, float] = field(default_factory=dict)
     calls: Dict[str, int] = field(default_factory=dict)
     rows: Dict[str, int] = field(default_factory=dict)
+    #: drafted tokens among the rows of stage ``step``
+    drafted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -60,6 +65,18 @@ class Timings:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
                 self.calls[stage] = self.calls.get(stage, 0) + 1
                 self.rows[stage] = self.rows.get(stage, 0) + rows
+
+    def accept(self, drafted: int) -> None:
+        """Counts drafted tokens that a pass kept: steps that need none of their own."""
+        with self._lock:
+            self.rows["step"] = self.rows.get("step", 0) + drafted
+            self.drafted += drafted
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens that a row takes from each pass of the decoder, on average; 0 if never run."""
+        tokens = self.rows.get("first_pass", 0) + self.rows.get("step", 0)
+        return tokens / (tokens - self.drafted) if tokens else 0.0
 
     def milliseconds_per_row(self, stage: str) -> float:
         """Mean time of one row (image, question, token) in a stage, in ms; 0 if never run."""
@@ -221,6 +238,53 @@ def _run_text(session: Session, net: Net, feeds: ArrayDict) -> ArrayDict:
         name: np.pad(array, padding) if name == "last_hidden_state" else array
         for name, array in outputs.items()
     }
+
+
+class TokenGrid:
+    """Tokens of rows that share one length: a cell holds a token of its row, or nothing."""
+
+    def __init__(self, held: np.ndarray, positions: np.ndarray) -> None:
+        #: whether a cell holds a token ``[rows, length]``
+        self.held = held
+        #: position of each row's last token
+        self.positions = positions
+
+    @classmethod
+    def empty(cls, rows: int) -> "TokenGrid":
+        """Rows of no tokens."""
+        return cls(np.zeros((rows, 0), dtype=bool), np.full(rows, -1, dtype=np.int64))
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keeps these rows in this order; a row may be repeated."""
+        self.held, self.positions = self.held[rows], self.positions[rows]
+
+    def add(
+        self, places: np.ndarray, tokens: Sequence[Sequence[int]]
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Adds tokens to the rows at these places; other rows grow by cells that hold nothing.
+
+        Returns:
+            ids and positions ``[rows, new]``, and what each may attend ``[rows, new, length]``.
+        """
+        rows, new = len(self.held), max(len(row) for row in tokens)
+        ids, given = np.zeros((rows, new), dtype=np.int64), np.zeros((rows, new), dtype=bool)
+        for place, row in zip(places.tolist(), tokens):
+            ids[place, : len(row)] = row
+            given[place, : len(row)] = True
+        # A cell that holds nothing stays at a position that exists.
+        positions = np.where(given, self.positions[:, None] + np.arange(1, new + 1), 0)
+        past = np.broadcast_to(self.held[:, None], (rows, new, self.held.shape[1]))
+        causal = np.tril(np.ones((new, new), dtype=bool))
+        self.held = np.concatenate([self.held, given], axis=1)
+        self._new = new
+        return ids, positions, np.concatenate([past, given[:, None] & causal], axis=2)
+
+    def keep(self, places: np.ndarray, counts: Sequence[int]) -> None:
+        """The rows at these places keep so many of the tokens added last; the others none."""
+        kept = np.zeros(len(self.held), dtype=np.int64)
+        kept[places] = counts
+        self.held[:, -self._new :] &= np.arange(self._new) < kept[:, None]
+        self.positions = np.where(kept > 0, self.positions + kept, 0)
 
 
 def additive(allowed: np.ndarray) -> np.ndarray:

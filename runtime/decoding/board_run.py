@@ -19,6 +19,8 @@ from .decoder_run import (
     NEXT_LOGIT,
     NEXT_TOKEN,
     additive,
+    answers_of,
+    filled,
     fitting_stage,
     fixed_axis,
     fixed_calls,
@@ -106,24 +108,24 @@ class DeviceRun(DecoderRun):
         self._new = new_names(dimensions.layers)
         self._row_elements = dimensions.heads * dimensions.head_size
         #: slots before a cache: a first pass writes the rows of its padding there
-        self._front = fixed_axis(self._first, "self_attention_mask", 2) - 1
+        self._front = self._first_tokens - 1
+        if self._first.answers_everywhere:
+            self.most_drafts = self._first_tokens - 1
         self._spare: List[_Rows] = []
+        self._contexts: List[int] = []
         self._check_dtypes()
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``."""
-        self._contexts = list(contexts)
-        # A prompt's passes take the largest cache: the nets of a first pass have no other.
-        rows = [self._new_rows(self._step) for _ in prompts]
-        self._places: List[_Place] = [(one, 0) for one in rows]
+        self.begin(contexts)
         logits = []
-        for row, prompt in enumerate(prompts):
-            self._attend(rows[row], [self._contexts[row]])
+        for (rows, _), context, prompt in zip(self._places, contexts, prompts):
+            self._attend(rows, [context])
             last = np.zeros(0)
             for start, end in prompt_cuts(len(prompt), self._first_tokens):
                 net = self._step if end - start == 1 else self._first
                 stage = fitting_stage(net, 1, end - start, self._slots)
-                last = self._call(stage, rows[row], [list(prompt[start:end])])
+                last = self._call(stage, rows, [list(prompt[start:end])])
             logits.append(last)
         return np.concatenate(logits)
 
@@ -131,7 +133,7 @@ class DeviceRun(DecoderRun):
         """See ``DecoderRun``."""
         continued = [int(parent) for parent in parents]
         self._contexts = [self._contexts[parent] for parent in continued]
-        groups = self._arrange(continued)
+        groups = self._arrange(continued, self._sizes)
         logits, start = [], 0
         for rows in groups:
             count = len(rows.lengths)
@@ -139,6 +141,30 @@ class DeviceRun(DecoderRun):
             logits.append(self._call(rows.stage, rows, given))
             start += count
         return np.concatenate(logits)
+
+    def begin(self, contexts: Sequence[int]) -> None:
+        """See ``DecoderRun``."""
+        self._contexts = list(contexts)
+        # A prompt's passes take the largest cache: the nets of a first pass have no other.
+        self._places: List[_Place] = [(self._new_rows(self._step), 0) for _ in contexts]
+
+    def check(self, parents: np.ndarray, tokens: Sequence[Sequence[int]]) -> List[np.ndarray]:
+        """See ``DecoderRun``; row after row, in the first pass's net."""
+        continued = [int(parent) for parent in parents]
+        self._contexts = [self._contexts[parent] for parent in continued]
+        found, self._before = [], []
+        for rows, given in zip(self._arrange(continued, (1,), self._slots), tokens):
+            self._before.append(rows.lengths[0])
+            drafted = len(given) > 1
+            net = self._first if drafted else self._step
+            stage = fitting_stage(net, 1, len(given), self._slots)
+            found.append(self._call(stage, rows, [list(given)], drafted=drafted))
+        return found
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """See ``DecoderRun``; what a row loses is overwritten."""
+        for (rows, _), before, count in zip(self._places, self._before, counts):
+            rows.lengths = [before + count]
 
     def _check_dtypes(self) -> None:
         """Device copies move bytes: new and past rows must have one dtype."""
@@ -166,25 +192,31 @@ class DeviceRun(DecoderRun):
             assert spec is not None  # noqa: S101 - _check_dtypes has looked
             if single:
                 shape = [fixed_axis(stage, name, axis) for axis in range(4)]
-                longer = (1, self._front + shape[1], *shape[2:])
+                longer = (1, self._front + shape[1] + self.most_drafts, *shape[2:])
                 whole[name] = self._session.new_tensor(replace(spec, shape=longer))
                 tensors[name] = memory.part(whole[name], shape, self._front * self._row_elements)
             else:
                 tensors[name] = self._session.new_tensor(spec)
         return _Rows(stage, tensors, whole)
 
-    def _arrange(self, parents: List[int]) -> List[_Rows]:
-        """Lays out rows that continue ``parents``: what can stay where it is stays."""
+    def _arrange(self, parents: List[int], sizes: Sequence[int], slots: int = 0) -> List[_Rows]:
+        """Lays out rows that continue ``parents``: what can stay where it is stays.
+
+        Args:
+            parents: the rows.
+            sizes: how many rows a set of tensors may have.
+            slots: least length of their caches.
+        """
         before = [self._places[parent] for parent in parents]
         groups: List[_Rows] = []
         places: List[_Place] = []
         taken: List[_Rows] = []
         start = 0
-        for count in row_groups(len(parents), self._sizes):
+        for count in row_groups(len(parents), sizes):
             sources = before[start : start + count]
             lengths = [rows.lengths[row] for rows, row in sources]
             # One slot more than is read: the step's own keys and values go there.
-            stage = fitting_stage(self._step, count, 1, max(lengths) + 1)
+            stage = fitting_stage(self._step, count, 1, max(*lengths, slots - 1) + 1)
             group = sources[0][0]
             stays = sources == [(group, row) for row in range(len(group.lengths))]
             if not stays or group in taken or _larger(stage, group.stage):
@@ -246,10 +278,14 @@ class DeviceRun(DecoderRun):
             rows.cross = stacked
         rows.contexts = list(contexts)
 
-    def _call(self, net: Net, rows: _Rows, tokens: List[List[int]]) -> np.ndarray:
-        session = self._session
+    def _call(
+        self, net: Net, rows: _Rows, tokens: List[List[int]], *, drafted: bool = False
+    ) -> np.ndarray:
+        session, real = self._session, len(tokens[0])
         length = fixed_axis(net, "self_attention_mask", 2)
-        feeds = fixed_calls(tokens, length, rows.lengths, self._slots_of(rows))
+        if drafted:
+            tokens = [filled(row, length) for row in tokens]
+        feeds = fixed_calls(tokens, length, rows.lengths, self._slots_of(rows), real)
         if net.input(CROSS_MASK) is not None:
             masks = [self._cross_mask(net, context, length) for context in rows.contexts]
             feeds[CROSS_MASK] = np.concatenate(masks)
@@ -266,7 +302,8 @@ class DeviceRun(DecoderRun):
                 self._append(rows, outputs, length, len(tokens[0]))
         rows.lengths = [fed + len(tokens[0]) for fed in rows.lengths]
         logits = session.finite(wanted[0], read[wanted[0]])
-        return tokens_of(read[NEXT_TOKEN]) if chosen else logits
+        answers = tokens_of(read[NEXT_TOKEN]) if chosen else logits
+        return answers_of(net, answers, real, drafted=drafted)
 
     def _placed(self, rows: _Rows, length: int, tokens: int) -> Dict[str, Any]:
         """New keys and values as parts of the cache that the net itself writes; empty: copy them.
@@ -274,7 +311,8 @@ class DeviceRun(DecoderRun):
         A net that reads the cache meanwhile does not see them: their slots are masked.
         """
         past_tokens, pads = rows.lengths[0], length - tokens
-        if not rows.whole or past_tokens + tokens > self._slots_of(rows) or (past_tokens and pads):
+        room = self._slots_of(rows) + self.most_drafts
+        if not rows.whole or past_tokens + tokens > room or (past_tokens and pads):
             return {}
         start = (self._front + past_tokens - pads) * self._row_elements
         placed = {}

@@ -9,9 +9,19 @@ import numpy as np
 
 from ..errors import ArtifactError
 from ..files.manifests import Dimensions, Net
+from ..files.nets import FIRST_LOGIT
 from ..sessions.session import Arrays, DecoderRun, Session
+from .batching import (
+    ANY_DRAFTS,
+    DYNAMIC_DRAFTS,
+    ArrayDict,
+    TokenGrid,
+    consecutive,
+    row_groups,
+    run_finite,
+    run_rows,
+)
 from .batching import CROSS_MASK as CROSS_MASK
-from .batching import ArrayDict, consecutive, row_groups, run_finite, run_rows
 from .batching import additive as additive
 from .caches import FixedCache, GrowingCache
 
@@ -61,36 +71,50 @@ class GrowingRun(DecoderRun):
         self._session = session
         self._dimensions = dimensions
         self._cross = cross
-        self._wants_mask = session.net(None).input(CROSS_MASK) is not None
+        net = session.net(None)
+        self._wants_mask = net.input(CROSS_MASK) is not None
+        if net.first_logit is not None:
+            self.most_drafts = ANY_DRAFTS
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``; shorter prompts are padded on the left, and the padding masked."""
         rows, longest = len(prompts), max(len(prompt) for prompt in prompts)
         ids = np.zeros((rows, longest), dtype=np.int64)
-        self._valid = np.zeros((rows, longest), dtype=bool)
+        held = np.zeros((rows, longest), dtype=bool)
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = prompt
-            self._valid[row, longest - len(prompt) :] = True
-        positions = np.maximum(np.cumsum(self._valid, axis=1) - 1, 0)
-        self._positions = positions[:, -1]
+            held[row, longest - len(prompt) :] = True
+        positions = np.maximum(np.cumsum(held, axis=1) - 1, 0)
+        self._tokens = TokenGrid(held, positions[:, -1])
         causal = np.tril(np.ones((longest, longest), dtype=bool))
         self._cache = GrowingCache(self._dimensions, rows)
         self._live = np.arange(rows)
         self._attend(np.array(contexts, dtype=np.int64))
-        return self._call(ids, positions, causal[None] & self._valid[:, None, :])
+        return self._call(ids, positions, causal[None] & held[:, None, :], 1)
 
-    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def begin(self, contexts: Sequence[int]) -> None:
+        """See ``DecoderRun``."""
+        rows = len(contexts)
+        self._tokens = TokenGrid.empty(rows)
+        self._cache = GrowingCache(self._dimensions, rows)
+        self._live = np.arange(rows)
+        self._attend(np.array(contexts, dtype=np.int64))
+
+    def check(self, parents: np.ndarray, tokens: Sequence[Sequence[int]]) -> List[np.ndarray]:
         """See ``DecoderRun``."""
         self._move(self._live[parents])
-        ids = np.zeros((self._cache.rows, 1), dtype=np.int64)
-        ids[self._live, 0] = tokens
-        alive = np.zeros((self._cache.rows, 1), dtype=bool)
-        alive[self._live] = True
-        self._valid = np.concatenate([self._valid, alive], axis=1)
-        # A dead row stays at a position that exists.
-        self._positions = np.where(alive[:, 0], self._positions + 1, 0)
-        logits = self._call(ids, self._positions[:, None], self._valid[:, None, :])
-        return logits if len(self._live) == len(logits) else logits[self._live]
+        call = self._tokens.add(self._live, tokens)
+        new = call[0].shape[1]
+        logits = self._call(*call, new).reshape(self._cache.rows, new, -1)
+        return [logits[place, : len(row)] for place, row in zip(self._live, tokens)]
+
+    def usual_drafts(self, rows: int) -> int:
+        """See ``DecoderRun``; a pass over many rows takes as long as its tokens are many."""
+        return DYNAMIC_DRAFTS if rows == 1 else 0
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """See ``DecoderRun``; what a row loses stays in the cache, and is masked."""
+        self._tokens.keep(self._live, counts)
 
     def _move(self, parents: np.ndarray) -> None:
         """Gives each new row a place among the places of its context, or lays all rows out anew."""
@@ -105,7 +129,7 @@ class GrowingRun(DecoderRun):
             index[places] = parents
         if not np.array_equal(index, np.arange(rows)):
             self._cache.select(index)
-            self._valid, self._positions = self._valid[index], self._positions[index]
+            self._tokens.select(index)
 
     def _attend(self, contexts: np.ndarray) -> None:
         self._contexts = contexts
@@ -113,8 +137,11 @@ class GrowingRun(DecoderRun):
         shared = bool((contexts == contexts[0]).all())
         self._selected = self._cross.select(contexts[:1] if shared else contexts)
 
-    def _call(self, ids: np.ndarray, positions: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    def _call(
+        self, ids: np.ndarray, positions: np.ndarray, allowed: np.ndarray, logits: int
+    ) -> np.ndarray:
         feeds: ArrayDict = {
+            FIRST_LOGIT: np.array(-logits),
             "input_ids": ids,
             "position_ids": positions,
             "self_attention_mask": additive(allowed)[:, None],
@@ -158,26 +185,51 @@ class FixedRun(DecoderRun):
         self._slots = fixed_axis(self._step, "past.0.key", 1)
         self._first_tokens = fixed_axis(self._first, "self_attention_mask", 2)
         self._rows = self._step.lengths("batch") or (1,)
+        if self._first.answers_everywhere:
+            self.most_drafts = self._first_tokens - 1
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``."""
-        self._contexts = np.array(contexts, dtype=np.int64)
-        self._cache = FixedCache(self._dimensions, len(prompts), self._slots)
+        self.begin(contexts)
         return np.concatenate(
             [self._prompt(row, list(prompt)) for row, prompt in enumerate(prompts)]
         )
 
     def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """See ``DecoderRun``."""
-        if not np.array_equal(parents, np.arange(len(self._contexts))):
-            self._cache.select(parents)
-            self._contexts = self._contexts[parents]
+        self._follow(parents)
         logits, start = [], 0
         for count in row_groups(len(tokens), self._rows):
             rows = range(start, start + count)
             logits.append(self._call(self._step, rows, [[int(tokens[row])] for row in rows]))
             start += count
         return np.concatenate(logits)
+
+    def begin(self, contexts: Sequence[int]) -> None:
+        """See ``DecoderRun``."""
+        self._contexts = np.array(contexts, dtype=np.int64)
+        self._cache = FixedCache(self._dimensions, len(contexts), self._slots)
+
+    def check(self, parents: np.ndarray, tokens: Sequence[Sequence[int]]) -> List[np.ndarray]:
+        """See ``DecoderRun``."""
+        self._follow(parents)
+        self._before = self._cache.lengths.copy()
+        return [self._drafted(row, list(given)) for row, given in enumerate(tokens)]
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """See ``DecoderRun``; what a row loses is overwritten."""
+        self._cache.lengths = self._before + np.array(counts, dtype=np.int64)
+
+    def _follow(self, parents: np.ndarray) -> None:
+        if not np.array_equal(parents, np.arange(len(self._contexts))):
+            self._cache.select(parents)
+            self._contexts = self._contexts[parents]
+
+    def _drafted(self, row: int, tokens: List[int]) -> np.ndarray:
+        rows = range(row, row + 1)
+        if len(tokens) == 1:
+            return self._call(self._step, rows, [tokens])
+        return self._call(self._first, rows, [tokens], drafted=True)
 
     def _prompt(self, row: int, prompt: List[int]) -> np.ndarray:
         logits = np.zeros(0)
@@ -186,23 +238,27 @@ class FixedRun(DecoderRun):
             logits = self._call(net, range(row, row + 1), [prompt[start:end]])
         return logits
 
-    def _call(self, net: Net, rows: range, tokens: List[List[int]]) -> np.ndarray:
+    def _call(
+        self, net: Net, rows: range, tokens: List[List[int]], *, drafted: bool = False
+    ) -> np.ndarray:
         """Feeds equally many tokens to each of some rows, in the fastest stage that fits."""
-        lengths = [int(self._cache.lengths[row]) for row in rows]
-        stage = fitting_stage(net, len(rows), len(tokens[0]), max(lengths))
+        lengths, real = [int(self._cache.lengths[row]) for row in rows], len(tokens[0])
+        stage = fitting_stage(net, len(rows), real, max(lengths))
         length = fixed_axis(stage, "self_attention_mask", 2)
         slots = fixed_axis(stage, "past.0.key", 1)
         context = self._cross.select(self._contexts[rows.start : rows.stop])
-        feeds = fixed_calls(tokens, length, lengths, slots)
+        if drafted:
+            tokens = [filled(row, length) for row in tokens]
+        feeds = fixed_calls(tokens, length, lengths, slots, real)
         feeds.update(self._cache.feeds(rows, slots))
         feeds.update(context.arrays)
         if net.input(CROSS_MASK) is not None:
             feeds[CROSS_MASK] = cross_mask(context, length)
         outputs = run_finite(self._session, feeds, net.name)
         self._cache.append(rows, outputs, len(tokens[0]))
-        if self.tokens_suffice and NEXT_TOKEN in outputs:
-            return tokens_of(outputs[NEXT_TOKEN])
-        return outputs["logits"]
+        chosen = self.tokens_suffice and NEXT_TOKEN in outputs
+        answers = tokens_of(outputs[NEXT_TOKEN]) if chosen else outputs["logits"]
+        return answers_of(stage, answers, real, drafted=drafted)
 
 
 def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:
@@ -218,6 +274,18 @@ def tokens_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).astype(np.int64)
 
 
+def answers_of(stage: Net, answers: np.ndarray, real: int, *, drafted: bool) -> np.ndarray:
+    """The answers that a call is for: of each token that may be drafted, else of the last ones."""
+    if drafted:
+        return answers[:real]
+    return answers[-1:] if stage.answers_everywhere else answers
+
+
+def filled(tokens: List[int], length: int) -> List[int]:
+    """Tokens to check, and copies of the last one for a net of fixed length: nobody reads them."""
+    return tokens + tokens[-1:] * (length - len(tokens))
+
+
 def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:
     """The fastest stage of a decoder's net for so many rows, new tokens each, and past ones."""
     if not net.variants:
@@ -228,10 +296,10 @@ def fitting_stage(net: Net, rows: int, tokens: int, past: int) -> Net:
 
 
 def fixed_calls(
-    tokens: List[List[int]], length: int, pasts: Sequence[int], slots: int
+    tokens: List[List[int]], length: int, pasts: Sequence[int], slots: int, real: int
 ) -> ArrayDict:
     """``fixed_call`` of several rows, one below the other."""
-    calls = [fixed_call(row, length, past, slots) for row, past in zip(tokens, pasts)]
+    calls = [fixed_call(row, length, past, slots, real) for row, past in zip(tokens, pasts)]
     return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
 
 
@@ -242,7 +310,9 @@ def prompt_cuts(tokens: int, most: int) -> List[Tuple[int, int]]:
     return list(zip(cuts, cuts[1:]))
 
 
-def fixed_call(tokens: List[int], length: int, past: int, slots: int) -> ArrayDict:
+def fixed_call(
+    tokens: List[int], length: int, past: int, slots: int, real: Optional[int] = None
+) -> ArrayDict:
     """Ids, positions and self mask of a call of fixed length over a cache of ``slots`` rows.
 
     Args:
@@ -250,12 +320,13 @@ def fixed_call(tokens: List[int], length: int, past: int, slots: int) -> ArrayDi
         length: tokens per call of the net.
         past: rows of the cache in use.
         slots: rows of the cache.
+        real: how many of them count (all); those after them stand at the last one's position.
     """
     pads = length - len(tokens)
     ids = np.zeros((1, length), dtype=np.int64)
     ids[0, pads:] = tokens
     positions = np.zeros((1, length), dtype=np.int64)
-    positions[0, pads:] = np.arange(past, past + len(tokens))
+    positions[0, pads:] = past + np.minimum(np.arange(len(tokens)), (real or len(tokens)) - 1)
     allowed = np.zeros((1, length, slots + length), dtype=bool)
     allowed[:, pads:, :past] = True
     allowed[:, :, slots:] = np.tril(np.ones((length, length), dtype=bool))

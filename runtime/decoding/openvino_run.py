@@ -12,9 +12,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import BackendError
-from ..sessions.openvino_session import OpenVinoSession, tensor_rows
+from ..sessions.openvino_session import OpenVinoSession, empty, raw, tensor_rows
 from ..sessions.session import DecoderRun
-from .batching import CROSS_MASK, additive, consecutive
+from .batching import ANY_DRAFTS, CROSS_MASK, DYNAMIC_DRAFTS, TokenGrid, additive, consecutive
 
 
 class ReadyCrossStates:
@@ -32,6 +32,32 @@ class ReadyCrossStates:
         return {name: tensor_rows(tensor, index) for name, tensor in self.tensors.items()}
 
 
+def split_contexts(states: ReadyCrossStates) -> List[ReadyCrossStates]:
+    """A copy of each context; the model's own tensors are free for others afterwards."""
+    count = int(next(iter(states.tensors.values())).get_shape()[0])
+    masks = [None] * count if states.mask is None else list(states.mask[:, None])
+    return [
+        ReadyCrossStates(
+            {name: tensor_rows(t, np.array([row])) for name, t in states.tensors.items()}, mask
+        )
+        for row, mask in enumerate(masks)
+    ]
+
+
+def joined_contexts(parts: Sequence[ReadyCrossStates]) -> ReadyCrossStates:
+    """Single contexts as one; nothing is copied where there is one."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {}
+    for name, first in parts[0].tensors.items():
+        shape = [len(parts), *list(first.get_shape())[1:]]
+        tensors[name] = empty(first.get_element_type(), shape)
+        for row, part in enumerate(parts):
+            raw(tensors[name])[row] = raw(part.tensors[name])[0]
+    masks = [part.mask for part in parts if part.mask is not None]
+    return ReadyCrossStates(tensors, np.concatenate(masks) if masks else None)
+
+
 class StatefulRun(DecoderRun):
     """All rows in one call; the past never leaves the model."""
 
@@ -44,6 +70,8 @@ class StatefulRun(DecoderRun):
         if self._row_index is None:
             raise BackendError(f"{session.manifest.path}: no row_index; rebuild it")
         self._wants_mask = self._net.input(CROSS_MASK) is not None
+        if self._net.first_logit is not None:
+            self.most_drafts = ANY_DRAFTS
         self._request: Any = None
         #: places of the caller's rows in the grid, and the context of each row
         self._live: np.ndarray = np.zeros(0, dtype=np.int64)
@@ -51,12 +79,8 @@ class StatefulRun(DecoderRun):
 
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """See ``DecoderRun``; shorter prompts are padded on the left, and the padding masked."""
-        if self._request is None:
-            self._request = self._session.borrow(self._net)
-        with self._session.failures():
-            self._request.reset_state()
+        self.begin(contexts)
         longest = max(len(prompt) for prompt in prompts)
-        self._lay_out(np.array(contexts, dtype=np.int64))
         grid = self._grid
         ids = np.zeros((grid, longest), dtype=np.int64)
         valid = np.zeros((grid, longest), dtype=bool)
@@ -68,12 +92,22 @@ class StatefulRun(DecoderRun):
             ids[place, longest - len(prompt) :] = prompt
             valid[place, longest - len(prompt) :] = True
         positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-        self._positions, self._valid = positions[:, -1], valid
+        self._tokens = TokenGrid(valid, positions[:, -1])
         causal = np.tril(np.ones((longest, longest), dtype=bool))
         allowed = causal[None] & valid[:, None, :]
-        return self._call(ids, positions, allowed, np.arange(grid))
+        logits = self._call(ids, positions, allowed, np.arange(grid), 1)
+        return logits if len(self._live) == grid else logits[self._live]
 
-    def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def begin(self, contexts: Sequence[int]) -> None:
+        """See ``DecoderRun``."""
+        if self._request is None:
+            self._request = self._session.borrow(self._net)
+        with self._session.failures():
+            self._request.reset_state()
+        self._lay_out(np.array(contexts, dtype=np.int64))
+        self._tokens = TokenGrid.empty(self._grid)
+
+    def check(self, parents: np.ndarray, tokens: Sequence[Sequence[int]]) -> List[np.ndarray]:
         """See ``DecoderRun``."""
         places = self._live[parents]
         contexts = self._contexts[parents]
@@ -85,14 +119,19 @@ class StatefulRun(DecoderRun):
             self._live, self._contexts = found, contexts
             index = np.arange(self._grid)
         index[self._live] = places
-        ids = np.zeros((self._grid, 1), dtype=np.int64)
-        ids[self._live, 0] = tokens
-        alive = np.zeros((self._grid, 1), dtype=bool)
-        alive[self._live] = True
-        self._valid = np.concatenate([self._valid[index], alive], axis=1)
-        # A dead row stays at a position that exists.
-        self._positions = np.where(alive[:, 0], self._positions[index] + 1, 0)
-        return self._call(ids, self._positions[:, None], self._valid[:, None, :], index)
+        self._tokens.select(index)
+        call = self._tokens.add(self._live, tokens)
+        new = call[0].shape[1]
+        logits = self._call(*call, index, new).reshape(self._grid, new, -1)
+        return [logits[place, : len(row)] for place, row in zip(self._live, tokens)]
+
+    def usual_drafts(self, rows: int) -> int:
+        """See ``DecoderRun``; a pass over many rows takes as long as its tokens are many."""
+        return DYNAMIC_DRAFTS if rows == 1 else 0
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """See ``DecoderRun``; what a row loses stays in the states, and is masked."""
+        self._tokens.keep(self._live, counts)
 
     def close(self) -> None:
         """Gives the model's states free for another generation."""
@@ -143,6 +182,7 @@ class StatefulRun(DecoderRun):
         positions: np.ndarray,
         allowed: np.ndarray,
         index: np.ndarray,
+        logits: int,
     ) -> np.ndarray:
         import openvino
 
@@ -157,15 +197,16 @@ class StatefulRun(DecoderRun):
             self._names[name]: openvino.Tensor(array, shared_memory=True)
             for name, array in arrays.items()
         }
+        if self._net.first_logit is not None:
+            feeds[self._net.first_logit] = openvino.Tensor(np.array(-logits))
         feeds[str(self._row_index)] = openvino.Tensor(index.astype(np.int32))
         if self._fresh:
             # Set once: they stay with the request until the grid changes.
             feeds.update({self._names[name]: t for name, t in self._selected.items()})
             self._fresh = False
         self._session.infer(self._request, feeds)
-        logits = np.array(self._request.get_tensor("logits").data)
-        checked = self._session.finite("logits", logits)
-        return checked if len(self._live) == self._grid else checked[self._live]
+        found = np.array(self._request.get_tensor("logits").data)
+        return self._session.finite("logits", found)
 
     def _encoder_mask(self) -> np.ndarray:
         """``[contexts, 1, 1, encoder tokens]``: the same for every row and token of a context."""

@@ -42,14 +42,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Build:
-    """What building it cost."""
-
-    seconds: float
-    peak_memory_bytes: Optional[int] = None
-
-
-@dataclass(frozen=True)
 class QuantizedNet:
     """What became integers in one net."""
 
@@ -142,6 +134,7 @@ class StaticShapes:
     batch: int
     text_tokens: int
     past_tokens: Optional[int] = None
+    draft_tokens: int = 0
     variants: ShapeVariants = ShapeVariants()
 
 
@@ -200,7 +193,6 @@ class ComponentManifest(_Manifest):
     key_inputs: Mapping[str, Any]
     tools: Mapping[str, str]
     checkpoint: Checkpoint
-    build: Build
     #: what this component really is within the set, where that differs (vision encoder ``int8``,
     #: text decoder ``w8f16`` in one ``int8`` set)
     built_as: Optional[str] = None
@@ -244,6 +236,8 @@ class TaskManifest(_Manifest):
     image: ImageSettings
     dimensions: Dimensions
     shapes: StaticShapes
+    #: the only pictures that the checkpoint knows, where these are not photographs
+    domain: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +255,6 @@ class CombinedManifest(_Manifest):
     tools: Mapping[str, str]
     #: component -> key of the artifact that went in
     components: Mapping[str, str]
-    build: Build
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,9 @@ from typing import Iterator, Mapping, Optional, Tuple, Union
 
 from .records import check_names
 
+#: Scalar of a decoder: from which of a call's tokens on there are logits, counted from the end.
+FIRST_LOGIT = "first_logit"
+
 
 @dataclass(frozen=True)
 class TensorLayout:
@@ -146,6 +149,9 @@ class Net(NetVariant):
     states: Tuple[State, ...] = ()
     #: the file's input ``[rows]`` int32 that says which row of its states each row continues
     row_index: Optional[str] = None
+    #: the file's scalar int64 input ``FIRST_LOGIT``; where there is none, the last token alone has
+    #: logits, or every token (``answers_everywhere``)
+    first_logit: Optional[str] = None
     #: what stays in float32, because half precision would lose most of it (openvino)
     kept_in_float32: Tuple[KeptConstant, ...] = ()
     #: the same net for further shapes, which share its weights (sophon)
@@ -157,6 +163,19 @@ class Net(NetVariant):
         own = [field.name for field in fields(NetVariant)]
         variants = ({name: getattr(one, name) for name in own} for one in self.variants)
         return (self, *(replace(self, variants=(), **variant) for variant in variants))
+
+    @cached_property
+    def fed(self) -> Tuple[TensorSpec, ...]:
+        """What a call feeds: the inputs of the contract, and ``FIRST_LOGIT`` where there is one."""
+        if self.first_logit is None:
+            return self.inputs
+        return (*self.inputs, TensorSpec(FIRST_LOGIT, self.first_logit, (), "int64"))
+
+    @cached_property
+    def answers_everywhere(self) -> bool:
+        """Whether a decoder's net of one row has logits of every token, not of the last alone."""
+        logits, ids = self.output("logits"), self.input("self_attention_mask")
+        return logits is not None and ids is not None and logits.shape[0] == ids.shape[2] != 1
 
     def lengths(self, axis: str) -> Tuple[int, ...]:
         """Lengths of an axis that the net was compiled for, ascending; empty if unknown."""

@@ -12,7 +12,7 @@ def narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
         # Round to nearest, ties to even, as the chips' own converters do.
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         return (rounded >> np.uint32(16)).astype(np.uint16)
-    return np.ascontiguousarray(array, dtype=np.dtype(dtype))
+    return np.asarray(array, dtype=np.dtype(dtype), order="C")
 
 
 def widened(array: np.ndarray) -> np.ndarray:
@@ -36,3 +36,9 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     shifted = scores - scores.max(axis=-1, keepdims=True)
     logarithms: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logarithms
+
+
+def log_probability(scores: np.ndarray, index: int) -> float:
+    """``log_softmax(scores)[index]`` of one row, without the others."""
+    shifted = scores - scores.max()
+    return float(shifted[index] - np.log(np.exp(shifted).sum()))

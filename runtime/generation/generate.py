@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple, Union
 from typing import Sequence as Many
 
 import numpy as np
@@ -13,9 +13,12 @@ import numpy as np
 from ..decoding.batching import StopSignal, Timings, stage
 from ..errors import InputError
 from ..files.manifests import TaskManifest, TextSettings
-from ..files.number_formats import log_softmax, softmax
-from ..sessions.session import Session
+from ..files.number_formats import log_probability, log_softmax, softmax
+from ..sessions.session import DecoderRun, Session
 from .settings import GenerationSettings, ScoreRules
+
+if TYPE_CHECKING:
+    from .drafts import DraftedRun, Drafter
 
 #: Called with the row and each new token id, as soon as it is known.
 OnToken = Callable[[int, int], None]
@@ -30,8 +33,13 @@ class Sequence:
     token_ids: "np.ndarray"
     #: length-normalised log-probability (beam search), or None
     score: Optional[float] = None
-    #: ``end``, ``length`` or ``cache``: the end token, the length asked for, the decoder's capacity
+    #: ``end``, ``length``, ``cache``: the end token, the length asked for, the decoder's capacity;
+    #: ``given`` where it was not generated
     finished: str = "end"
+    #: log-probability of each new token, whatever rules of the search say; empty where not known
+    log_probs: Tuple[float, ...] = ()
+    #: the text that the tokens are of, where it was given
+    text: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,9 @@ class SingleSearch(Search):
         generator: Optional[np.random.Generator],
     ) -> None:
         self._tokens = list(prompt)
+        self._prompt_tokens = len(prompt)
+        self._log_probs: List[float] = []
+        self._all_logits = settings.output_scores
         self._limits = limits
         self._rules = ScoreRules(settings, len(prompt), limits.shortest, limits.end_token_id)
         self._generator = generator
@@ -92,26 +103,51 @@ class SingleSearch(Search):
     @property
     def takes_tokens(self) -> bool:
         """See ``Search``: not while a rule may change which token is best."""
-        return self._generator is None and not self._rules.concern(len(self._tokens))
+        concerned = self._all_logits or self._rules.concern(len(self._tokens))
+        return self._generator is None and not concerned
 
     def advance(self, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """See ``Search``."""
-        if logits.ndim == 1:
-            token = int(logits[0])
-        else:
-            scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
-            if self._generator is None:
-                token = int(scores.argmax())
-            else:
-                token = int(draw(softmax(scores), 1, self._generator)[0])
-        self._tokens.append(token)
+        token = self._choice(logits)
+        self._take(logits, token)
         self.done = token == self._limits.end_token_id or len(self._tokens) >= self._limits.longest
         return self._PARENT, np.array([token], dtype=np.int64)
+
+    def _choice(self, logits: np.ndarray) -> int:
+        if logits.ndim == 1:
+            return int(logits[0])
+        scores = self._rules(np.array([self._tokens], dtype=np.int64), logits)[0]
+        if self._generator is None:
+            return int(scores.argmax())
+        return int(draw(softmax(scores), 1, self._generator)[0])
+
+    def _take(self, logits: np.ndarray, token: int) -> None:
+        self._tokens.append(token)
+        if logits.ndim > 1:
+            self._log_probs.append(log_probability(logits[0], token))
+
+    def draft(self, drafter: "Drafter", most: int) -> List[int]:
+        """Tokens that may follow; at least one more must have room after them."""
+        room = self._limits.longest - len(self._tokens) - 1
+        found = drafter.draft(self._tokens, min(most, room))
+        end = self._limits.end_token_id
+        return found[: found.index(end)] if end in found else found
+
+    def accept(self, logits: np.ndarray, draft: Many[int]) -> int:
+        """Takes drafted tokens while each is this search's own choice; returns how many."""
+        for count, token in enumerate(draft):
+            own = logits[count : count + 1]
+            if self._choice(own) != token:
+                return count
+            self._take(own, token)
+        return len(draft)
 
     def results(self) -> List[Sequence]:
         """See ``Search``."""
         tokens = np.array(self._tokens, dtype=np.int64)
-        return [Sequence(tokens, finished=self._limits.finished(self._tokens))]
+        known = len(self._log_probs) == len(self._tokens) - self._prompt_tokens
+        log_probs = tuple(self._log_probs) if known else ()
+        return [Sequence(tokens, None, self._limits.finished(self._tokens), log_probs)]
 
 
 class BeamSearch(Search):
@@ -135,15 +171,18 @@ class BeamSearch(Search):
         # Only the first beam counts at first: all beams are equal.
         self._running_scores = np.full(beams, _LOST, dtype=np.float32)
         self._running_scores[0] = 0
-        self._found: List[Tuple[np.float32, bool, np.ndarray]] = [
-            (_LOST, False, self._running[0]) for _ in range(beams)
+        #: of each running beam's new tokens
+        self._log_probs = np.zeros((beams, 0), dtype=np.float32)
+        self._found: List[Tuple[np.float32, bool, np.ndarray, np.ndarray]] = [
+            (_LOST, False, self._running[0], self._log_probs[0]) for _ in range(beams)
         ]
         self._improvable = True
 
     def advance(self, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """See ``Search``."""
         beams, vocabulary = logits.shape
-        scores = self._rules(self._running, log_softmax(logits)) + self._running_scores[:, None]
+        every = log_softmax(logits)
+        scores = self._rules(self._running, every) + self._running_scores[:, None]
         flat = scores.reshape(-1)
         candidates = 2 * beams
         if self._generator is None:
@@ -157,35 +196,35 @@ class BeamSearch(Search):
         values = flat[chosen]
         parents, tokens = chosen // vocabulary, chosen % vocabulary
         sequences = np.concatenate([self._running[parents], tokens[:, None]], axis=1)
+        log_probs = np.concatenate([self._log_probs[parents], every[parents, tokens, None]], axis=1)
         length = sequences.shape[1]
         ended = (tokens == self._limits.end_token_id) | (length >= self._limits.longest)
-        self._collect(sequences, values, ended, length)
+        self._collect(sequences, log_probs, values, ended)
 
         open_values = values + ended.astype(np.float32) * _LOST
         following = largest(open_values, beams)
-        self._running = sequences[following]
+        self._running, self._log_probs = sequences[following], log_probs[following]
         self._running_scores = open_values[following]
         self._update_stopping(length, bool(ended.all()))
         return parents[following], tokens[following]
 
     def _collect(
-        self, sequences: np.ndarray, values: np.ndarray, ended: np.ndarray, length: int
+        self, sequences: np.ndarray, log_probs: np.ndarray, values: np.ndarray, ended: np.ndarray
     ) -> None:
         # Only the best `beams` candidates may end; the others are there to keep the search going.
         counted = ended & (np.arange(len(ended)) < self.beams)
-        normalised = values / np.float32(
-            (length - self._prompt_tokens) ** self._settings.length_penalty
-        )
-        full = all(finished for _, finished, _ in self._found)
+        normalised = values / np.float32(log_probs.shape[1] ** self._settings.length_penalty)
+        full = all(finished for _, finished, *_ in self._found)
         if full and self._settings.early_stopping is True:
             normalised = normalised + _LOST
         if not self._improvable:
             normalised = normalised + _LOST
         normalised = normalised + (~counted).astype(np.float32) * _LOST
         merged = self._found + [
-            (normalised[i], bool(counted[i]), sequences[i]) for i in range(len(counted))
+            (normalised[i], bool(counted[i]), sequences[i], log_probs[i])
+            for i in range(len(counted))
         ]
-        best = largest(np.array([score for score, _, _ in merged], dtype=np.float32), self.beams)
+        best = largest(np.array([score for score, *_ in merged], dtype=np.float32), self.beams)
         self._found = [merged[i] for i in best]
 
     def _update_stopping(self, length: int, nothing_open: bool) -> None:
@@ -195,11 +234,11 @@ class BeamSearch(Search):
         else:
             hypothetical = length - self._prompt_tokens
         best_possible = self._running_scores[0] / np.float32(hypothetical**settings.length_penalty)
-        worst_found = min(score for score, _, _ in self._found)
+        worst_found = min(score for score, *_ in self._found)
         self._improvable = self._improvable and any(
-            best_possible > (worst_found if finished else _LOST) for _, finished, _ in self._found
+            best_possible > (worst_found if finished else _LOST) for _, finished, *_ in self._found
         )
-        full = all(finished for _, finished, _ in self._found)
+        full = all(finished for _, finished, *_ in self._found)
         self.done = (
             not self._improvable or nothing_open or (full and settings.early_stopping is True)
         )
@@ -208,8 +247,13 @@ class BeamSearch(Search):
         """See ``Search``."""
         wanted = self._found[: self._settings.num_return_sequences]
         return [
-            Sequence(tokens, float(score), self._limits.finished(tokens.tolist()))
-            for score, _, tokens in wanted
+            Sequence(
+                tokens,
+                float(score),
+                self._limits.finished(tokens.tolist()),
+                tuple(log_probs.tolist()),
+            )
+            for score, _, tokens, log_probs in wanted
         ]
 
 
@@ -251,9 +295,11 @@ def generate(
     prompts: Many[Many[int]],
     settings: GenerationSettings,
     *,
+    given: Optional[Many[Search]] = None,
     on_token: Optional[OnToken] = None,
     timings: Optional[Timings] = None,
     stop: Optional[StopSignal] = None,
+    drafter: Optional["Drafter"] = None,
 ) -> List[List[Sequence]]:
     """Generates from every prompt; row i attends to context i of ``cross``.
 
@@ -266,9 +312,11 @@ def generate(
         cross: keys and values to attend to (``Session.cross_states``), one context per prompt.
         prompts: token ids, start token first.
         settings: how to search.
+        given: one search per prompt, instead of those that the settings ask for.
         on_token: streams tokens; greedy search and sampling of one sequence only.
         timings: collects the time of the first pass and of the steps.
         stop: ends the generation at its next step.
+        drafter: guesses tokens, which change nothing but the number of passes.
 
     Returns:
         for each prompt its ``num_return_sequences`` sequences, best first.
@@ -276,12 +324,16 @@ def generate(
     Raises:
         InputError: a prompt too long for the lengths asked for, or streaming with beams.
     """
-    if on_token is not None and (settings.num_beams > 1 or settings.num_return_sequences > 1):
-        raise InputError("streaming: works with num_beams 1 and num_return_sequences 1 only")
+    several = settings.num_beams > 1 or settings.num_return_sequences > 1
+    if on_token is not None and (several or given is not None):
+        raise InputError(
+            "streaming: works with num_beams 1 and num_return_sequences 1 only, without answers"
+        )
     # Beams return several sequences of one search; sampling needs one search per sequence.
     repeats = settings.num_return_sequences if settings.num_beams == 1 else 1
+    settings.check_ids(manifest.text.vocabulary_size)
     limits = [_limits(len(prompt), settings, manifest, session) for prompt in prompts]
-    searches = [
+    searches = list(given or ()) or [
         start_search(list(prompt), settings, limits[row], row * repeats + copy)
         for row, prompt in enumerate(prompts)
         for copy in range(repeats)
@@ -291,7 +343,10 @@ def generate(
         np.full(search.beams, index // repeats, dtype=np.int64)
         for index, search in enumerate(searches)
     ]
-    with closing(session.start_run(manifest.dimensions, cross)) as run:
+    with closing(session.start_run(manifest.dimensions, cross)) as decoder:
+        run: Union[DecoderRun, DraftedRun] = decoder
+        if drafter is not None:
+            run = drafter.over(decoder, searches, settings.draft_tokens, on_token, timings)
         run.tokens_suffice = all(search.takes_tokens for search in searches)
         with stage("first_pass", len(prompts), timings, stop):
             logits = run.start(prompts, range(len(prompts)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Optional, Tuple, Union
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -15,28 +15,52 @@ DEFAULT_NEW_TOKENS = 20
 #: Tokens of a question or description, the first and last one included, after which BLIP's own
 #: code cuts it.
 TRUNCATED_TOKENS = 35
+#: File of a task's folder that says what mostly follows which tokens (``drafts``).
+DRAFT_TABLE = "processor/drafts.npy"
 _NEVER = np.float32(-np.inf)
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    """A field that says what it means, for help."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """How to search. Lengths count tokens, the prompt's included unless the name says ``new``."""
 
-    max_length: Optional[int] = None
-    max_new_tokens: Optional[int] = None
-    min_length: Optional[int] = None
-    min_new_tokens: Optional[int] = None
-    num_beams: int = 1
-    num_return_sequences: int = 1
-    length_penalty: float = 1.0
-    early_stopping: Union[bool, str] = False
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    seed: Optional[int] = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    max_length: Optional[int] = _setting(None, "most tokens of a text, its prompt's included")
+    max_new_tokens: Optional[int] = _setting(None, "most tokens after the prompt (20)")
+    min_length: Optional[int] = _setting(None, "fewest tokens of a text, its prompt's included")
+    min_new_tokens: Optional[int] = _setting(None, "fewest tokens after the prompt")
+    num_beams: int = _setting(1, "beams searched side by side; 1 takes the best token each time")
+    num_return_sequences: int = _setting(1, "texts per image or question, best first")
+    length_penalty: float = _setting(1.0, "beams: above 0 favours long texts, below 0 short ones")
+    early_stopping: Union[bool, str] = _setting(
+        False, "beams: true ends with the first that are complete, never searches on to the end"
+    )
+    do_sample: bool = _setting(False, "draw tokens at random, by their probability")
+    temperature: float = _setting(1.0, "sampling: below 1 is more certain, above 1 more varied")
+    top_k: int = _setting(50, "sampling: draw from so many best tokens; 0 for all")
+    top_p: float = _setting(1.0, "sampling: draw from the best tokens of this probability in all")
+    seed: Optional[int] = _setting(None, "sampling: the same seed draws the same texts")
+    repetition_penalty: float = _setting(1.0, "above 1 makes tokens that are there less likely")
+    no_repeat_ngram_size: int = _setting(0, "no run of so many tokens comes twice; 0 allows it")
+    bad_words_ids: Optional[Sequence[Sequence[int]]] = _setting(
+        None, "runs of token ids that never come"
+    )
+    suppress_tokens: Optional[Sequence[int]] = _setting(None, "token ids that never come")
+    output_scores: bool = _setting(
+        False, "confidences even where a chip's net chooses tokens itself, which is slower"
+    )
+    draft_tokens: Optional[int] = _setting(
+        None, "greedy search: tokens to draft for each pass, which checks them; 0 for none"
+    )
+
+    @property
+    def drafts(self) -> bool:
+        """Whether tokens may be drafted: not for searches that keep more than the best token."""
+        return self.num_beams == 1 and not self.do_sample and self.draft_tokens != 0
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> "GenerationSettings":
@@ -74,6 +98,27 @@ class GenerationSettings:
         if self.early_stopping not in (True, False, "never"):
             raise InputError(f"early_stopping {self.early_stopping!r}: True, False or 'never'")
         self._check_return_sequences()
+        for name, rows in (
+            ("bad_words_ids", self.bad_words_ids),
+            ("suppress_tokens", None if self.suppress_tokens is None else [self.suppress_tokens]),
+        ):
+            if rows is not None and not _are_ids(rows):
+                kind = "lists of token ids" if name == "bad_words_ids" else "token ids"
+                raise InputError(f"{name} {rows!r:.60}: must be {kind}, at least one")
+
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Compares the ids that never come with the vocabulary.
+
+        Raises:
+            InputError: an id outside it.
+        """
+        for name, rows in (
+            ("bad_words_ids", self.bad_words_ids or ()),
+            ("suppress_tokens", (self.suppress_tokens or (),)),
+        ):
+            highest = max((token for row in rows for token in row), default=0)
+            if highest >= vocabulary_size:
+                raise InputError(f"{name}: {highest} is outside 0..{vocabulary_size - 1}")
 
     def _check_return_sequences(self) -> None:
         wanted = self.num_return_sequences
@@ -116,6 +161,17 @@ class GenerationSettings:
         return longest, shortest
 
 
+def _are_ids(rows: Any) -> bool:
+    """Whether these are rows of token ids, at least one in each."""
+    rows = rows if isinstance(rows, (list, tuple)) else ()
+    return bool(rows) and all(
+        isinstance(row, (list, tuple))
+        and bool(row)
+        and all(isinstance(one, (int, np.integer)) and one >= 0 for one in row)
+        for row in rows
+    )
+
+
 _WHOLE_NUMBERS = {
     "max_length": 1,
     "max_new_tokens": 1,
@@ -126,6 +182,7 @@ _WHOLE_NUMBERS = {
     "top_k": 0,
     "seed": 0,
     "no_repeat_ngram_size": 0,
+    "draft_tokens": 0,
 }
 
 
@@ -140,21 +197,21 @@ class ScoreRules:
         self._end_token_id = end_token_id
         # Beams need one token besides the end token to go on with.
         self._keep = 2 if settings.num_beams > 1 else 1
-        self._active = (
+        # An end token alone stays allowed, as in HuggingFace: a text could not end without.
+        self._bad_words = [
+            list(words) for words in settings.bad_words_ids or () if list(words) != [end_token_id]
+        ]
+        self._suppressed = list(settings.suppress_tokens or ())
+        self._every_step = (
             settings.repetition_penalty != 1.0
             or settings.no_repeat_ngram_size > 0
-            or shortest > prompt_tokens
-            or settings.do_sample
+            or bool(self._bad_words or self._suppressed)
         )
+        self._active = self._every_step or shortest > prompt_tokens or settings.do_sample
 
     def concern(self, tokens: int) -> bool:
         """Whether the rules may change which token is best after so many tokens."""
-        settings = self._settings
-        return (
-            settings.repetition_penalty != 1.0
-            or settings.no_repeat_ngram_size > 0
-            or tokens < self._shortest
-        )
+        return self._every_step or tokens < self._shortest
 
     def __call__(self, sequences: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Scores ``[beams, vocabulary]`` of the token after ``sequences`` ``[beams, tokens]``."""
@@ -166,8 +223,10 @@ class ScoreRules:
             penalise_repetition(sequences, scores, settings.repetition_penalty)
         if settings.no_repeat_ngram_size > 0:
             ban_repeated_ngrams(sequences, scores, settings.no_repeat_ngram_size)
+        ban_words(sequences, scores, self._bad_words)
         if sequences.shape[1] < self._shortest:
             scores[:, self._end_token_id] = _NEVER
+        scores[:, self._suppressed] = _NEVER
         if settings.do_sample:
             if settings.temperature != 1.0:
                 scores = scores / np.float32(settings.temperature)
@@ -197,6 +256,15 @@ def ban_repeated_ngrams(sequences: np.ndarray, scores: np.ndarray, size: int) ->
         windows = sequence[starts[:, None] + np.arange(size)]
         matching = (windows[:, :-1] == prefix).all(axis=1)
         scores[row, windows[matching, -1]] = _NEVER
+
+
+def ban_words(sequences: np.ndarray, scores: np.ndarray, words: Sequence[Sequence[int]]) -> None:
+    """Bans every token that would complete one of these runs of tokens; in place."""
+    for word in words:
+        before = len(word) - 1
+        if before <= sequences.shape[1]:
+            begun = (sequences[:, sequences.shape[1] - before :] == word[:-1]).all(axis=1)
+            scores[begun, word[-1]] = _NEVER
 
 
 def keep_top_k(scores: np.ndarray, k: int) -> None:

@@ -157,6 +157,10 @@ class SailSession(Session):
             {spec.artifact_name: outputs[spec.name] for spec in net.outputs},
         )
 
+    def on_processors(self) -> bool:
+        """See ``Session``."""
+        return False
+
     def cross_states(self, feeds: Arrays, mask: Optional[np.ndarray] = None) -> "DeviceCrossStates":
         """See ``Session``; they stay in device memory."""
         from ..decoding.board_run import DeviceCrossStates

@@ -34,7 +34,7 @@ class OnnxRuntimeSession(Session):
                 raise self._failed(f"cannot load {path}", error) from None
 
     def _execute(self, net: Net, arrays: List[np.ndarray]) -> List[np.ndarray]:
-        feeds = {spec.artifact_name: array for spec, array in zip(net.inputs, arrays)}
+        feeds = {spec.artifact_name: array for spec, array in zip(net.fed, arrays)}
         names = [spec.artifact_name for spec in net.outputs]
         try:
             with self.in_backend():

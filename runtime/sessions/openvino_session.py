@@ -131,6 +131,11 @@ class OpenVinoSession(Session):
         wanted = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         return max(1, min(wanted, _MOST_REQUESTS))
 
+    def on_processors(self) -> bool:
+        """See ``Session``."""
+        self.load()
+        return bool(self.device == "CPU")
+
     def rows_per_call(self, net: Net) -> Optional[int]:
         """See ``Session``; only images are large enough for it to matter."""
         self.load()
@@ -140,7 +145,7 @@ class OpenVinoSession(Session):
 
     def _check(self, compiled: Any, net: Net) -> None:
         states = {name for state in net.states for name in (state.past, state.new)}
-        for specs, ports in ((net.inputs, compiled.inputs), (net.outputs, compiled.outputs)):
+        for specs, ports in ((net.fed, compiled.inputs), (net.outputs, compiled.outputs)):
             known = {name for port in ports for name in port.get_names()}
             for spec in specs:
                 if spec.name not in states and spec.artifact_name not in known:
@@ -255,7 +260,7 @@ class OpenVinoSession(Session):
             spec.artifact_name: as_tensor(
                 array, spec, compiled.input(spec.artifact_name).get_element_type()
             )
-            for spec, array in zip(net.inputs, arrays)
+            for spec, array in zip(net.fed, arrays)
             if spec.name not in states
         }
 
@@ -336,7 +341,7 @@ def as_tensor(array: np.ndarray, spec: TensorSpec, kind: Any) -> Any:
         tensor = openvino.Tensor(kind, openvino.Shape(list(bits.shape)))
         raw(tensor)[...] = bits
         return tensor
-    array = np.ascontiguousarray(array, dtype=kind.to_dtype())
+    array = np.asarray(array, dtype=kind.to_dtype(), order="C")
     # An empty array has no memory to share.
     return openvino.Tensor(array, shared_memory=array.size > 0)
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import ArtifactError, BackendError, InputError
 from ..files.manifests import ComponentManifest, Dimensions, HostLookup, Net, TensorSpec
+from ..files.nets import FIRST_LOGIT
 from ..files.number_formats import narrowed, widened
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -125,14 +126,40 @@ class DecoderRun(ABC):
     #: Whether the best token of each row is all that is wanted of the next call. Where the decoder
     #: chooses it, the call then returns tokens ``[rows]`` instead of logits ``[rows, vocabulary]``.
     tokens_suffice = False
+    #: Drafted tokens that a pass may check for each row.
+    most_drafts = 0
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]], contexts: Sequence[int]) -> np.ndarray:
         """Feeds the prompts; returns the logits ``[rows, vocabulary]`` after their last tokens."""
 
     @abstractmethod
+    def begin(self, contexts: Sequence[int]) -> None:
+        """Rows of no tokens, whose prompts ``check`` takes with the first drafted tokens."""
+
     def step(self, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Row i becomes row ``parents[i]``, then ``tokens[i]``; returns the rows' logits."""
+        found = self.check(parents, [[token] for token in tokens.tolist()])
+        self.keep([1] * len(found))
+        return np.concatenate(found)
+
+    def usual_drafts(self, rows: int) -> int:  # noqa: ARG002 - runs differ
+        """How many drafted tokens for each of so many rows are worth a pass that checks them."""
+        return self.most_drafts
+
+    @abstractmethod
+    def check(self, parents: np.ndarray, tokens: Sequence[Sequence[int]]) -> List[np.ndarray]:
+        """Row i becomes row ``parents[i]``, then ``tokens[i]``: the next token and drafted ones.
+
+        ``keep`` must follow.
+
+        Returns:
+            each row's logits ``[tokens, vocabulary]``, or best tokens, after each of its tokens.
+        """
+
+    @abstractmethod
+    def keep(self, counts: Sequence[int]) -> None:
+        """Row i keeps the first ``counts[i]`` tokens of the last ``check`` and loses the others."""
 
     def close(self) -> None:  # noqa: B027 - most runs hold nothing that others wait for
         """Lets go of what the run holds; it cannot go on afterwards."""
@@ -299,6 +326,10 @@ class Session(ABC):
         """How many calls at a time keep the device busy; may load the net to find out."""
         return 1
 
+    def on_processors(self) -> bool:
+        """Whether nets run on the processors that decode images, too; may load the net."""
+        return True
+
     def exclusive(self) -> ContextManager[object]:
         """Held while several calls must not be interleaved with another thread's."""
         return self._lock
@@ -331,11 +362,13 @@ class Session(ABC):
     def _convert(self, net: Net, feeds: Arrays) -> List[np.ndarray]:
         lookups = {lookup.input: lookup for lookup in net.host_lookups}
         arrays = []
-        for spec in net.inputs:
+        for spec in net.fed:
             if spec.name in lookups and spec.name not in feeds:
                 array = self._look_up(lookups[spec.name], feeds)
             elif spec.name in feeds:
                 array = np.asarray(feeds[spec.name])
+            elif spec.name == FIRST_LOGIT:
+                array = np.array(-1)
             else:
                 raise InputError(
                     f"{self._label(net)}: input '{spec.name}' is missing; feed {_names(net.inputs)}"

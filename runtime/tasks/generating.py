@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Generic, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Generic,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 
@@ -13,10 +25,15 @@ from ..decoding.batching import StopSignal, Timings, as_numpy, chunks, like_inpu
 from ..errors import InputError
 from ..generation.generate import OnToken, generate, padded_sequences
 from ..generation.generate import Sequence as TokenSequence
-from ..generation.settings import GenerationSettings
+from ..generation.given import Given
+from ..generation.settings import DRAFT_TABLE, GenerationSettings
 from ..preprocessing.images import ImageSource
 from ..preprocessing.processor import PromptReader, TextReader
+from .given_texts import ScoredAnswers, ScoredCaptions, choice
 from .task import Result, Task, check_pairs
+
+if TYPE_CHECKING:
+    from ..generation.drafts import Drafter
 
 Tokens = Sequence[Sequence[int]]
 
@@ -27,12 +44,27 @@ class Generated(Result):
 
     text: str
     token_ids: Tuple[int, ...]
-    #: length-normalised log-probability (beam search), or None
+    #: what it was chosen by: beam search's length-normalised log-probability, BLIP's own score of
+    #: a given answer; None where nothing was compared
     score: Optional[float] = None
     #: the other sequences asked for with ``num_return_sequences``, best first
     alternatives: Tuple["Generated", ...] = ()
-    #: why it ends: ``end`` by itself, ``length`` as asked for, ``cache`` as the artifact is full
+    #: why it ends: ``end`` by itself, ``length`` as asked for, ``cache`` as the artifact is full;
+    #: ``given`` where it was not generated
     finished: str = "end"
+    #: log-probability of each token after the prompt; empty where a chip's net chose the tokens
+    log_probs: Tuple[float, ...] = ()
+
+    @property
+    def log_probability(self) -> Optional[float]:
+        """Of the text after its prompt, its end included; None where it is not known."""
+        return sum(self.log_probs) if self.log_probs else None
+
+    @property
+    def confidence(self) -> Optional[float]:
+        """Probability per token, as a geometric mean: comparable between texts of any length."""
+        total = self.log_probability
+        return None if total is None else math.exp(total / len(self.log_probs))
 
     @property
     def shown(self) -> str:
@@ -49,6 +81,9 @@ class Generated(Result):
         # A search that had nothing possible left scores minus infinity, which JSON does not have.
         if self.score is not None and math.isfinite(self.score):
             fields["score"] = self.score
+        if self.log_probs:
+            fields["confidence"] = self.confidence
+            fields["log_probs"] = list(self.log_probs)
         if self.alternatives:
             fields["alternatives"] = [one.record() for one in self.alternatives]
         return fields
@@ -70,6 +105,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
 
     generates = True
     result: Type[Text]
+    _drafts: Optional["Drafter"] = None
 
     @abstractmethod
     def _sequences(
@@ -99,12 +135,12 @@ class GeneratingTask(Task[Text], Generic[Text]):
             attention_mask: 1 for tokens, 0 for padding. Padding on either side is left out, and
                 never attended to, so a row's answer equals that of the row alone.
             timings: collects the time of each stage.
-            **generate_kwargs: as in ``GenerationSettings``.
+            **generate_kwargs: as in ``settings``.
 
         Returns:
             a numpy array, or a torch tensor if ``pixel_values`` is one.
         """
-        settings = GenerationSettings.from_arguments(**generate_kwargs)
+        settings = self.settings(**generate_kwargs)
         pixels = self._pixels(pixel_values)
         rows: List[List[int]] = [[] for _ in pixels]
         if input_ids is not None:
@@ -119,6 +155,26 @@ class GeneratingTask(Task[Text], Generic[Text]):
             picked = slice(part[0], part[-1] + 1)
             found += self._sequences(pixels[picked], rows[picked], settings, timings)
         return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
+
+    def settings(
+        self, *, bad_words: Union[str, Sequence[str]] = (), **generation: Any
+    ) -> GenerationSettings:
+        """The settings that arguments of generation make.
+
+        Args:
+            bad_words: words or phrases that never come, beside those of ``bad_words_ids``.
+            **generation: as in ``GenerationSettings``.
+
+        Raises:
+            InputError: an unknown argument, an impossible value, or an empty word.
+        """
+        words = [bad_words] if isinstance(bad_words, str) else list(bad_words)
+        ids = [self.tokenizer.encode(word)[1:-1] for word in words]
+        if not all(ids):
+            raise InputError("bad_words: one is empty; write something")
+        if ids:
+            generation["bad_words_ids"] = [*(generation.get("bad_words_ids") or ()), *ids]
+        return GenerationSettings.from_arguments(**generation)
 
     def _pixels(self, pixel_values: Any) -> np.ndarray:
         """Images from outside as ``[batch, 3, height, width]`` float32."""
@@ -141,6 +197,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
         settings: GenerationSettings,
         *,
         first: int = 0,
+        given: Optional[Given] = None,
         on_token: Optional[OnToken] = None,
         timings: Optional[Timings] = None,
         stop: Optional[StopSignal] = None,
@@ -157,10 +214,27 @@ class GeneratingTask(Task[Text], Generic[Text]):
             cross,
             prompts,
             settings,
+            given=None if given is None else given.searches(prompts, first),
             on_token=None if on_token is None else shifted,
             timings=timings,
             stop=stop,
+            drafter=self._drafter(settings) if settings.drafts and given is None else None,
         )
+
+    def _drafter(self, settings: GenerationSettings) -> Optional["Drafter"]:
+        """What drafts tokens: the task's table, or the text alone where tokens are asked for."""
+        listed = DRAFT_TABLE in self.manifest.files
+        if not listed and settings.draft_tokens is None:
+            return None
+        if self._drafts is None:
+            from ..generation.drafts import Drafter, read_table
+
+            path, vocabulary = (
+                self.manifest.folder / DRAFT_TABLE,
+                self.manifest.text.vocabulary_size,
+            )
+            self._drafts = Drafter(read_table(path, vocabulary) if listed else None)
+        return self._drafts
 
     def _result(self, sequences: List[TokenSequence]) -> Text:
         best, *others = [self._found(sequence) for sequence in sequences]
@@ -168,16 +242,17 @@ class GeneratingTask(Task[Text], Generic[Text]):
 
     def _found(self, sequence: TokenSequence) -> Text:
         ids = tuple(int(token) for token in sequence.token_ids)
-        text = self.tokenizer.decode(ids)
-        return self.result(text, ids, sequence.score, finished=sequence.finished)
+        text = self.tokenizer.decode(ids) if sequence.text is None else sequence.text
+        found = self.result(text, ids, sequence.score, finished=sequence.finished)
+        return replace(found, log_probs=sequence.log_probs)
 
 
-class Captioner(GeneratingTask[Caption]):
+class Captioner(ScoredCaptions, GeneratingTask[Caption]):
     """Describes images, freely or going on from a prompt: ``captioner(image, prompt)``.
 
     A text is a prompt: one for all images, or one per image; None or "" for a free caption.
-    ``pairs``, ``batch`` and ``ask`` take the arguments of ``GenerationSettings``, and ``on_token``,
-    which is called with caption number and token id as each token is found.
+    ``pairs``, ``batch`` and ``ask`` take the arguments of ``settings``, and ``on_token``, which is
+    called with caption number and token id as each token is found.
     """
 
     task = "caption"
@@ -201,23 +276,25 @@ class Captioner(GeneratingTask[Caption]):
         timings: Optional[Timings] = None,
         stop: Optional[StopSignal] = None,
         on_token: Optional[OnToken] = None,
+        given: Optional[Given] = None,
         **generation: Any,
     ) -> List[List[Caption]]:
-        """See ``Task``; the class describes the further options."""
-        settings = GenerationSettings.from_arguments(**generation)
+        """See ``Task``; the class describes the further options; ``given`` is that of ``score``."""
+        settings = self.settings(**generation)
         check_pairs(images, texts, "prompts")
         sources = [image for image, mine in zip(images, texts) for _ in mine]
         prompts = [self.read_text.tokens(text) for mine in texts for text in mine]
         captions: List[Caption] = []
-        for part in chunks(range(len(prompts)), self.images_at_once()):
+        size = max(1, self.images_at_once() // (1 if given is None else given.width))
+        for part in chunks(range(len(prompts)), size):
             picked = slice(part[0], part[-1] + 1)
-            with stage("preprocess", len(part), timings, stop):
-                pixel_values = self.preprocessor(sources[picked])
+            states = self.image_states(sources[picked], timings, stop)
             found = self._generate(
-                self.encode_image(pixel_values, timings, stop),
+                self._cross(states, timings, stop),
                 prompts[picked],
                 settings,
                 first=part[0],
+                given=given,
                 on_token=on_token,
                 timings=timings,
                 stop=stop,
@@ -243,14 +320,25 @@ class Captioner(GeneratingTask[Caption]):
         stop: Optional[StopSignal] = None,
     ) -> Any:
         """Cross keys and values of ``[images, 3, height, width]``, one context per image."""
-        cross, rows = self.session("cross_key_values"), len(pixel_values)
+        return self._cross(self.vision_states(pixel_values, timings, stop), timings, stop)
+
+    def vision_states(
+        self, pixel_values: np.ndarray, timings: Optional[Timings], stop: Optional[StopSignal]
+    ) -> Any:
+        """See ``Task``; cross keys and values, where one model computes both."""
+        cross = self.session("cross_key_values")
+        if cross is not self.session("vision_encoder"):
+            return self.image_embeds(pixel_values, timings, stop)
+        with stage("vision", len(pixel_values), timings, stop):
+            return cross.cross_states({"pixel_values": pixel_values})
+
+    def _cross(self, states: Any, timings: Optional[Timings], stop: Optional[StopSignal]) -> Any:
+        """Cross keys and values from ``vision_states``."""
+        cross = self.session("cross_key_values")
         if cross is self.session("vision_encoder"):
-            # One model computes both.
-            with stage("vision", rows, timings, stop):
-                return cross.cross_states({"pixel_values": pixel_values})
-        embeds = self.image_embeds(pixel_values, timings, stop)
-        with stage("cross_key_values", rows, timings, stop):
-            return cross.cross_states({"encoder_hidden_states": embeds})
+            return states
+        with stage("cross_key_values", len(states), timings, stop):
+            return cross.cross_states({"encoder_hidden_states": states})
 
     def _sequences(
         self,
@@ -272,11 +360,13 @@ class Captioner(GeneratingTask[Caption]):
         return self.rows_at_once("vision_encoder", 3 * image.height * image.width + states + cross)
 
 
-class QuestionAnswerer(GeneratingTask[Answer]):
+class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
     """Answers questions about images: ``answerer(image, question)``.
 
     An image is encoded once, however many questions it gets. ``pairs``, ``batch`` and ``ask`` take
-    the arguments of ``GenerationSettings``.
+    the arguments of ``settings``; with ``answers``, a list of texts, they choose among those as
+    BLIP's own ``rank`` evaluation does: ``answer_candidates`` of them (128), those whose first
+    token is most likely, are scored whole, and ``num_return_sequences`` of these come back.
     """
 
     task = "vqa"
@@ -298,23 +388,27 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         stop: Optional[StopSignal] = None,
         **generation: Any,
     ) -> List[List[Answer]]:
-        """See ``Task``; generation arguments as in ``GenerationSettings``."""
-        GenerationSettings.from_arguments(**generation)
+        """See ``Task``; the class describes the further options."""
+        settings, given = choice(self, **generation)
         check_pairs(images, texts, "questions")
         answers: List[List[Answer]] = []
+        start = 0
         for part in chunks(range(len(images)), self.images_at_once()):
             embeds = self.encode([images[i] for i in part], timings=timings, stop=stop)
             asked = [(row, text) for row, index in enumerate(part) for text in texts[index]]
-            flat = self.answer(
+            end = start + len(asked)
+            found = self._answer(
                 embeds,
-                [text for _, text in asked],
                 [row for row, _ in asked],
-                timings=timings,
-                stop=stop,
-                **generation,
+                [self.read_text.tokens(text) for _, text in asked],
+                settings,
+                None,
+                timings,
+                stop,
+                given and given.part(start, end),
             )
-            rest = iter(flat)
-            answers += [[next(rest) for _ in texts[index]] for index in part]
+            start, rest = end, iter(found)
+            answers += [[self._result(next(rest)) for _ in texts[index]] for index in part]
         return answers
 
     def answer(
@@ -337,15 +431,15 @@ class QuestionAnswerer(GeneratingTask[Answer]):
             on_token: called with question number and token id as each token is found.
             timings: collects the time of each stage.
             stop: ends the work at its next stage.
-            **generation: as in ``GenerationSettings``.
+            **generation: as in ``pairs``.
 
         Raises:
             InputError: a question or argument that cannot be used.
         """
-        settings = GenerationSettings.from_arguments(**generation)
+        settings, given = choice(self, **generation)
         ids = [self.read_text.tokens(question) for question in questions]
         which = [0] * len(ids) if images is None else list(images)
-        found = self._answer(image_embeds, which, ids, settings, on_token, timings, stop)
+        found = self._answer(image_embeds, which, ids, settings, on_token, timings, stop, given)
         return [self._result(sequences) for sequences in found]
 
     generate_answer = GeneratingTask.generate
@@ -369,6 +463,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         on_token: Optional[OnToken],
         timings: Optional[Timings],
         stop: Optional[StopSignal],
+        given: Optional[Given] = None,
     ) -> List[List[TokenSequence]]:
         if not all(questions):
             raise InputError("questions: one has no tokens; ask something")
@@ -376,8 +471,10 @@ class QuestionAnswerer(GeneratingTask[Answer]):
         cross_floats = size.layers * 2 * tokens * size.heads * size.head_size
         floats = cross_floats + size.image_tokens * size.vision_hidden_size
         found: List[List[TokenSequence]] = []
-        for part in chunks(range(len(questions)), self.rows_at_once("text_encoder", floats)):
-            embeds = image_embeds[[images[i] for i in part]]
+        most = self.rows_at_once("text_encoder", floats)
+        size_at_once = max(1, most // (1 if given is None else given.width))
+        for part in chunks(range(len(questions)), size_at_once):
+            embeds = self.embeds_for(image_embeds, [images[i] for i in part])
             with stage("text_encoder", len(part), timings, stop):
                 outputs, mask = self.run_texts(
                     "text_encoder", [questions[i] for i in part], image_embeds=embeds
@@ -391,6 +488,7 @@ class QuestionAnswerer(GeneratingTask[Answer]):
                 prompts,
                 settings,
                 first=part[0],
+                given=given,
                 on_token=on_token,
                 timings=timings,
                 stop=stop,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -11,7 +13,12 @@ from ..decoding.batching import StopSignal, Timings, chunks, run_rows, stage
 from ..errors import InputError
 from ..files.number_formats import softmax
 from ..preprocessing.images import ImageSource
+from .image_index import ImageIndex, check_made_by, made_by
 from .task import Result, Task, check_pairs
+
+#: What a ranking goes by: the matching head's probability, the contrastive cosine, or both as in
+#: BLIP's own retrieval, the head's logit for "fits" plus the cosine.
+RANKINGS = ("itm", "itc", "sum")
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,12 @@ class Match(Result):
     cosine: float
     #: the matching head's two logits: does not fit, fits
     itm_logits: Tuple[float, float]
+
+    def score(self, by: str = "itm") -> Optional[float]:
+        """What a ranking goes by (``RANKINGS``); None where the head did not look at the pair."""
+        if by == "itc":
+            return self.cosine
+        return self._known if by == "itm" else _both(self.itm_logits[1], self.cosine)
 
     @property
     def _known(self) -> Optional[float]:
@@ -48,19 +61,28 @@ class Ranking:
     cosine: np.ndarray
     #: matching probability ``[images, texts]``; NaN where the pair was not among the best by cosine
     probability: np.ndarray
+    #: the matching head's logits ``[images, texts, 2]``, NaN where it did not look
+    itm_logits: np.ndarray
 
     def match(self, image: int, text: int) -> Match:
-        """One pair's scores, without logits."""
+        """One pair's scores."""
+        first, second = self.itm_logits[image, text].tolist()
         scores = (float(self.probability[image, text]), float(self.cosine[image, text]))
-        return Match(*scores, (float("nan"), float("nan")))
+        return Match(*scores, (first, second))
 
-    def texts_for(self, image: int) -> List[int]:
-        """Text numbers, best first: by probability where known, then by cosine."""
-        return _order(self.probability[image], self.cosine[image])
+    def texts_for(self, image: int, by: str = "itm") -> List[int]:
+        """Text numbers, best first: by the score (``RANKINGS``) where known, then by cosine."""
+        return _order(self._scores(by)[image], self.cosine[image])
 
-    def images_for(self, text: int) -> List[int]:
-        """Image numbers, best first: by probability where known, then by cosine."""
-        return _order(self.probability[:, text], self.cosine[:, text])
+    def images_for(self, text: int, by: str = "itm") -> List[int]:
+        """Image numbers, best first: by the score (``RANKINGS``) where known, then by cosine."""
+        return _order(self._scores(by)[:, text], self.cosine[:, text])
+
+    def _scores(self, by: str) -> np.ndarray:
+        both: np.ndarray = self.itm_logits[:, :, 1] + self.cosine
+        if by == "sum":
+            return both
+        return self.cosine if by == "itc" else self.probability
 
 
 class Matcher(Task[Match]):
@@ -156,12 +178,72 @@ class Matcher(Task[Match]):
         per_text = top_k if images_per_text is None else images_per_text
         wanted = _best(cosine, top_k) | _best(cosine.T, per_text).T
         probability = np.full(cosine.shape, np.nan, dtype=np.float32)
+        itm_logits = np.full((*cosine.shape, 2), np.nan, dtype=np.float32)
         rows, columns = np.nonzero(wanted)
         if len(rows):
             asked = [texts[column] for column in columns.tolist()]
             logits = self.itm_logits(embeds, asked, rows.tolist(), timings=timings, stop=stop)
+            itm_logits[rows, columns] = logits
             probability[rows, columns] = softmax(logits)[:, 1]
-        return Ranking(cosine=cosine, probability=probability)
+        return Ranking(cosine=cosine, probability=probability, itm_logits=itm_logits)
+
+    def embed_images(
+        self,
+        images: Sequence[ImageSource],
+        names: Optional[Sequence[str]] = None,
+        *,
+        timings: Optional[Timings] = None,
+        stop: Optional[StopSignal] = None,
+    ) -> ImageIndex:
+        """Contrastive features of images, to be saved and searched.
+
+        Args:
+            images: paths, or other images with ``names``.
+            names: what a search calls each image; None: its path.
+            timings: collects the time of each stage.
+            stop: ends the work at its next stage.
+
+        Raises:
+            InputError: an image that cannot be used, or no name for it.
+        """
+        if names is None and not all(isinstance(image, (str, Path)) for image in images):
+            raise InputError("embed_images: name images that are no paths (names=)")
+        called = tuple(str(name) for name in (images if names is None else names))
+        if len(called) != len(images) or not called:
+            raise InputError(f"embed_images: {len(called)} names for {len(images)} images")
+        parts = [
+            self.image_features(self.encode(part, timings=timings, stop=stop), timings=timings)
+            for part in chunks(images, self.images_at_once())
+        ]
+        return ImageIndex(called, np.concatenate(parts), made_by(self.artifacts))
+
+    def search(
+        self,
+        index: Union[ImageIndex, str, Path],
+        texts: Sequence[str],
+        *,
+        top_k: Optional[int] = None,
+        same_artifacts: bool = True,
+        timings: Optional[Timings] = None,
+    ) -> List[List[Tuple[str, float]]]:
+        """For each text the names and cosines of the images that fit it best, best first.
+
+        Args:
+            index: from ``embed_images``, or the file that it was saved to.
+            texts: the texts.
+            top_k: so many images per text; None: all.
+            same_artifacts: refuse features that other artifacts of the same checkpoint made.
+            timings: collects the time of each stage.
+
+        Raises:
+            InputError: a text or file that cannot be used, or features of other artifacts.
+        """
+        if not isinstance(index, ImageIndex):
+            index = ImageIndex.load(index)
+        features = self.text_features(texts, timings=timings)
+        check_made_by(index, self.artifacts, features.shape[1], strict=same_artifacts)
+        found = index.best(features, top_k)
+        return [[(index.names[image], cosine) for image, cosine in mine] for mine in found]
 
     def image_features(
         self,
@@ -211,12 +293,27 @@ class Matcher(Task[Match]):
         rows = [self.read_text.tokens(text) for text in texts]
         parts = []
         with stage("text_encoder", len(texts), timings, stop):
-            for part in chunks(range(len(rows)), self.images_at_once()):
-                embeds = image_embeds[[images[i] for i in part]]
+            for part in _parts(images, self.images_at_once()):
+                embeds = self.embeds_for(image_embeds, [images[i] for i in part])
                 asked = [rows[i] for i in part]
                 outputs, _ = self.run_texts("text_encoder", asked, image_embeds=embeds)
                 parts.append(outputs["itm_logits"])
         return np.concatenate(parts)
+
+
+def _parts(images: Sequence[int], size: int) -> List[List[int]]:
+    """Texts in calls of at most ``size``, in order; an image with several has its own calls."""
+    parts: List[List[int]] = []
+    previous = 0
+    for _, run in groupby(range(len(images)), key=lambda text: images[text]):
+        mine = list(run)
+        joins = len(mine) == 1 == previous and len(parts[-1]) < size
+        previous = len(mine)
+        if joins:
+            parts[-1] += mine
+        else:
+            parts += [list(part) for part in chunks(mine, size)]
+    return parts
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
@@ -227,7 +324,11 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _order(probability: np.ndarray, cosine: np.ndarray) -> List[int]:
-    known = np.nan_to_num(probability, nan=-1.0)
+def _both(logit: float, cosine: float) -> Optional[float]:
+    return None if np.isnan(logit) else logit + cosine
+
+
+def _order(score: np.ndarray, cosine: np.ndarray) -> List[int]:
+    known = np.nan_to_num(score, nan=-np.inf)
     order: List[int] = np.lexsort((-cosine, -known)).tolist()
     return order

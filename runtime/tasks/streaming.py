@@ -8,8 +8,10 @@ there are.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import (
@@ -27,6 +29,7 @@ from typing import (
 
 from ..decoding.batching import StopSignal
 from ..errors import InputError
+from ..preprocessing.images import processors
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -34,6 +37,8 @@ Result = TypeVar("Result")
 
 #: Loaders beyond this many wait for each other's disk and memory more than they help.
 _MOST_LOADERS = 4
+#: Loaders at most where all processors are theirs until a batch is loaded.
+_MOST_LOADERS_IN_TURN = 8
 #: A run of bad items is reported after this many batches at the latest.
 _PROBLEMS_AT_ONCE = 4
 
@@ -45,6 +50,50 @@ class _Batch(Generic[Item, Result]):
     items: List[Item]
     problems: List[Optional[InputError]]
     future: "Future[List[Result]]"
+
+
+class Turns:
+    """Loaders and workers by turns, for work that wants all processors.
+
+    A net's threads share every operation evenly and wait for the slowest of them: one loader beside
+    them takes the time of all.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        """Without being ``wanted`` it lets everyone work at any time."""
+        self._wanted = wanted
+        #: calls of ``load`` at a time that use the processors well; 0: as ``Stream`` chooses
+        self.loaders = min(_MOST_LOADERS_IN_TURN, processors()) if wanted else 0
+        self._changed = threading.Condition()
+        self._loading = 0
+        #: works that go on, or wait for the loaders that have begun
+        self._working = 0
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """A loader's turn: not while there is work."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._wanted and self._working))
+            self._loading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """A worker's turn: as soon as the loaders that have begun are done."""
+        with self._changed:
+            self._working += 1
+            self._changed.wait_for(lambda: not (self._wanted and self._loading))
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
 
 
 class Stream(Generic[Item, Prepared, Result]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -28,6 +29,7 @@ from ..decoding.batching import (
     Timings,
     chunk_rows,
     chunks,
+    fixed_batch,
     padded_texts,
     run_rows,
     stage,
@@ -36,11 +38,14 @@ from ..decoding.batching import (
 from ..errors import ArtifactError, InputError
 from ..files.manifests import TaskManifest
 from ..files.user_cache import cache_root
-from ..preprocessing.images import MAXIMUM_PIXELS, ImageSource, PreparedImage
+from ..preprocessing.images import MAXIMUM_PIXELS, ImageSource, PreparedImage, read_image
 from ..preprocessing.processor import ImagePreprocessor, TextReader, TextTokenizer
 from ..sessions.session import Session, SessionOptions, resolved_mode
 from .artifacts import Artifacts
-from .streaming import Stream
+from .streaming import Stream, Turns
+
+if TYPE_CHECKING:
+    from .image_cache import ImageCache
 
 AnyTask = TypeVar("AnyTask", bound="Task[Any]")
 Item = TypeVar("Item")
@@ -79,12 +84,26 @@ class Task(ABC, Generic[Found]):
         *,
         truncate: bool = False,
         maximum_pixels: int = MAXIMUM_PIXELS,
+        image_cache_bytes: int = 0,
     ) -> None:
+        if image_cache_bytes < 0:
+            raise InputError(f"image_cache_bytes {image_cache_bytes}: must be at least 0")
         self.artifacts = artifacts
         self.manifest: TaskManifest = artifacts.manifest
         if _TOKENIZER not in self.manifest.files:
             raise ArtifactError(f"{self.manifest.path}: files: no {_TOKENIZER}; export it again")
-        self.preprocessor = ImagePreprocessor(self.manifest.image, maximum_pixels)
+        options = self.session("vision_encoder").options
+        self.preprocessor = ImagePreprocessor(
+            self.manifest.image,
+            maximum_pixels,
+            threads=options.threads,
+            scaled_jpeg=options.mode != "exact",
+        )
+        self._cache: Optional[ImageCache] = None
+        if image_cache_bytes:
+            from .image_cache import ImageCache
+
+            self._cache = ImageCache(image_cache_bytes)
         self.tokenizer = TextTokenizer(self.manifest.folder / _TOKENIZER, self.manifest.text)
         self.read_text = self._reader(truncate)
 
@@ -106,6 +125,7 @@ class Task(ABC, Generic[Found]):
         load_ahead: bool = False,
         truncate: bool = False,
         maximum_pixels: int = MAXIMUM_PIXELS,
+        image_cache_bytes: int = 0,
     ) -> AnyTask:
         """Opens the task's artifacts; nets are loaded when first used.
 
@@ -115,7 +135,8 @@ class Task(ABC, Generic[Found]):
             precision: of the artifacts; None takes what is there, half precision first.
             device: OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index, or ``simulator``.
             mode: OpenVINO arithmetic, ``exact`` (float32), ``fast`` (the device's default), or
-                ``int8`` (the ``int8`` artifacts at the device's default).
+                ``int8`` (the ``int8`` artifacts at the device's default). All but ``exact`` decode
+                large JPEGs at a part of their size, at least twice the model's.
             performance_hint: OpenVINO ``latency`` or ``throughput``.
             cache_folder: where OpenVINO's compiled models are kept for later starts; None: in the
                 user's cache folder; False: nowhere.
@@ -127,6 +148,8 @@ class Task(ABC, Generic[Found]):
             truncate: cut questions and descriptions after 35 tokens, as BLIP's own code does, or
                 where the artifact takes no more; otherwise longer ones are refused.
             maximum_pixels: larger images are refused; each takes up to 8 bytes per pixel.
+            image_cache_bytes: memory for what the vision encoder made of the latest images, so that
+                another text about one of them takes no vision; 0: none.
 
         Raises:
             ArtifactError: missing, damaged or too new artifacts.
@@ -148,7 +171,12 @@ class Task(ABC, Generic[Found]):
         )
         if load_ahead:
             opened.load_ahead()
-        return cls(opened, truncate=truncate, maximum_pixels=maximum_pixels)
+        return cls(
+            opened,
+            truncate=truncate,
+            maximum_pixels=maximum_pixels,
+            image_cache_bytes=image_cache_bytes,
+        )
 
     def _reader(self, truncate: bool) -> TextReader:
         """Reads the task's texts."""
@@ -239,12 +267,51 @@ class Task(ABC, Generic[Found]):
         stop: Optional[StopSignal] = None,
     ) -> np.ndarray:
         """Image states ``[images, image tokens, hidden]`` float32."""
-        states = []
-        for part in chunks(images, self.images_at_once()):
-            with stage("preprocess", len(part), timings, stop):
-                pixel_values = self.preprocessor(part)
-            states.append(self.image_embeds(pixel_values, timings, stop))
-        return np.concatenate(states)
+        parts = chunks(images, self.images_at_once())
+        return np.concatenate([self.image_states(part, timings, stop) for part in parts])
+
+    def image_states(
+        self,
+        images: Sequence[ImageSource],
+        timings: Optional[Timings],
+        stop: Optional[StopSignal],
+    ) -> Any:
+        """What ``vision_states`` makes of images; of known ones it was kept."""
+        if self._cache is not None:
+            prepared = [self.prepare(image, timings, stop) for image in images]
+            return self._cache.states(
+                prepared,
+                lambda unknown: self.vision_states(self.preprocessor(unknown), timings, stop),
+            )
+        ready = all(isinstance(image, PreparedImage) for image in images)
+        # The time of prepared ones was counted when they were prepared.
+        with stage("preprocess", len(images), None if ready else timings, stop):
+            pixel_values = self.preprocessor(images)
+        return self.vision_states(pixel_values, timings, stop)
+
+    def prepare(
+        self,
+        source: ImageSource,
+        timings: Optional[Timings] = None,
+        stop: Optional[StopSignal] = None,
+    ) -> PreparedImage:
+        """Does an image's whole work ahead, in whatever thread; a known image takes none.
+
+        Raises:
+            InputError: the image is missing, damaged or too large.
+        """
+        if isinstance(source, PreparedImage) and (self._cache is None or source.key is not None):
+            return source
+        with stage("preprocess", 1, timings, stop):
+            if self._cache is not None:
+                return self._cache.prepare(source, self.preprocessor)
+            return self.preprocessor.prepare(source)
+
+    def vision_states(
+        self, pixel_values: np.ndarray, timings: Optional[Timings], stop: Optional[StopSignal]
+    ) -> Any:
+        """What is kept of ``[images, 3, height, width]`` for further texts: ``image_embeds``."""
+        return self.image_embeds(pixel_values, timings, stop)
 
     def image_embeds(
         self, pixel_values: np.ndarray, timings: Optional[Timings], stop: Optional[StopSignal]
@@ -261,6 +328,16 @@ class Task(ABC, Generic[Found]):
         session = self.session(component)
         ids, mask = padded_texts(session, rows, self.manifest.text)
         return run_rows(session, {"input_ids": ids, "attention_mask": mask, **more}), mask
+
+    def embeds_for(self, image_embeds: np.ndarray, images: Sequence[int]) -> np.ndarray:
+        """States of the image of each text of a call, from ``encode``.
+
+        Of one image for all texts it is one row, from which the net makes keys and values once.
+        """
+        net = self.session("text_encoder").manifest.nets[0]
+        one = len(set(images)) == 1 and fixed_batch(net) is None
+        picked: np.ndarray = image_embeds[list(images[:1] if one else images)]
+        return picked
 
     def images_at_once(self) -> int:
         """How many images one call takes through all stages at once."""
@@ -327,16 +404,26 @@ class Task(ABC, Generic[Found]):
         """
 
         stop = StopSignal()
+        workers = self.concurrency()
+        shared = workers == 1 and self.session("vision_encoder").on_processors()
+        turns = Turns(wanted=shared)
 
         def load(item: Item) -> PreparedImage:
-            with stage("preprocess", 1, timings, stop):
-                return self.preprocessor.prepare(source(item))
+            # A disk is read while others work; only what takes a processor waits for its turn.
+            image = read_image(source(item))
+            with turns.load():
+                return self.prepare(image, timings, stop)
+
+        def worked(group: List[Tuple[Item, PreparedImage]]) -> List[Outcome]:
+            with turns.work():
+                return work(group, stop)
 
         stream: Stream[Item, PreparedImage, Outcome] = Stream(
             load,
-            lambda group: work(group, stop),
+            worked,
             batch=self.images_at_once(),
-            workers=self.concurrency(),
+            workers=workers,
+            loaders=turns.loaders,
             stop=stop,
         )
         return stream(items)

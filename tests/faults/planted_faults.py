@@ -3,8 +3,8 @@
 ``python -m tests.faults.planted_faults`` (from the repository root) plants every one of them in
 turn into a copy of the reference artifacts, verifies, bisects, and prints the table of findings.
 ``python -m tests.faults.planted_faults caches search`` does so with these kinds only, ``bmodels``
-among them needs the chips' tools. Further words select faults by name, ``2/3`` the second of three
-shards.
+among them needs the chips' tools. ``quick`` looks at each fault's own component only. Further words
+select faults by name, ``2/3`` the second of three shards.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ def main() -> int:
     """Runs the whole suite; exit code 1 if a fault is not flagged, or fewer than 90 % are named."""
     arguments = [word for word in sys.argv[1:] if "/" not in word]
     part, parts = next((map(int, w.split("/")) for w in sys.argv[1:] if "/" in w), (1, 1))
+    quick = "quick" in arguments
+    arguments = [word for word in arguments if word != "quick"]
     kinds = [word for word in arguments if word in FAULTS]
     chosen = [fault for kind in kinds for fault in FAULTS[kind]] if kinds else all_faults()
     arguments = [word for word in arguments if word not in FAULTS]
@@ -200,7 +202,7 @@ def main() -> int:
     reference = ROOT / "models" / "artifacts" / "reference"
     for fault in faults:
         with _quiet():
-            outcome = run(reference, fault)
+            outcome = run(reference, fault, hinted=quick)
         outcomes.append(outcome)
         marks = (
             "flagged" if outcome.flagged else "MISSED",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL.Image import Resampling
 
 from configs.precisions import Arithmetic
 from configs.tolerances import Gate, ScoreTolerance, record
+from runtime.preprocessing.images import ImageSource
 from runtime.preprocessing.processor import TextTokenizer
 from runtime.tasks.matching import Match
 from runtime.tasks.task import Task as RuntimeTask
@@ -30,7 +34,7 @@ def generated_tokens(
     task: RuntimeTask[Any], cases: Sequence[Case], new_tokens: int
 ) -> list[tuple[int, ...]]:
     """Whole sequences, greedy, prompt and end token included, from the runtime's task classes."""
-    images = [case.image() for case in cases]
+    images = [given_to(task, case) for case in cases]
     texts = [case.text for case in cases]
     with runtime_failures():
         return [one.token_ids for one in task.ask(images, texts, max_new_tokens=new_tokens)]
@@ -39,7 +43,25 @@ def generated_tokens(
 def match_scores(task: RuntimeTask[Any], cases: Sequence[Case]) -> list[Match]:
     """Matching probability and contrastive cosine per case."""
     with runtime_failures():
-        return task.ask([case.image() for case in cases], [case.text for case in cases])
+        images = [given_to(task, case) for case in cases]
+        return task.ask(images, [case.text for case in cases])
+
+
+def given_to(task: RuntimeTask[Any], case: Case) -> ImageSource:
+    """A case's picture; where large JPEGs are decoded at a part of their size, as such a file.
+
+    So the answers of a mode are judged with all that its users' pictures go through.
+    """
+    image = case.image()
+    if not task.preprocessor.scaled_jpeg:
+        return image
+    wanted, size = task.preprocessor.settings, min(image.size)
+    # Twice the least size that is decoded, so that it is decoded at a half.
+    factor = 2 * math.ceil(2 * max(wanted.height, wanted.width) / size)
+    enlarged = image.resize((image.width * factor, image.height * factor), Resampling.NEAREST)
+    file = io.BytesIO()
+    enlarged.save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
 
 
 def token_check(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from verify.page.checks import Row, Way, tightest, ways
+from verify.page.decision import Cost, Costs
 from verify.page.figures import LogAxis, component_name, exponent, task_name, times
 from verify.page.sources import Sources
 from verify.verdicts.merging import proven, runs_of, set_name
@@ -29,8 +30,9 @@ class Cell:
 
     state: State
     exact: str
+    #: the largest of any component, and what is allowed there
     error: str
-    margin: str
+    allowed: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Line:
     way: Way
     cells: list[Cell | None]
     marks: list[Mark]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Overview:
     failed: list[Row]
     #: gates of the evaluation that do not hold, one line each
     gates: list[str]
+    #: what the verdict is not about, whatever it says
+    caveats: list[str]
 
 
 def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) -> Overview:
@@ -88,7 +93,8 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
     tasks = list(dict.fromkeys(row.task for row in every))
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
-    lines = [_line(way, tasks, every, axis) for way in ways(every)]
+    costs = Costs(sources)
+    lines = [_line(way, tasks, every, axis, costs.cost(way)) for way in ways(every)]
     sentence = _sentence(every, failed, gates, str(error) if error else "")
     extent = "" if len(proved) == artifacts else f"{len(proved)} of {artifacts} artifacts verified"
     headline = extent if state == "incomplete" and extent else HEADLINES[state]
@@ -107,7 +113,21 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
         axis,
         failed,
         list(gates),
+        _caveats(lines),
     )
+
+
+def _caveats(lines: Sequence[Line]) -> list[str]:
+    chips = [line for line in lines if line.way.target not in ("onnx", "openvino")]
+    found = []
+    if chips:
+        found.append("Chips ran on the vendor's bit-level simulator, not on silicon.")
+        if any(line.cost.times_are == "estimated" for line in chips):
+            found.append("Times of chips are the compiler's estimates.")
+    openvino = [line for line in lines if line.way.target == "openvino"]
+    if openvino and not any(line.cost.times_are for line in openvino):
+        found.append("OpenVINO was not timed; run: make bench")
+    return found
 
 
 def proven_on_disk(sources: Sources, every: Sequence[Row]) -> set[str]:
@@ -209,7 +229,7 @@ def not_covered(sources: Sources, every: Sequence[Row]) -> set[str]:
     return names - simulated_later
 
 
-def _line(way: Way, tasks: Sequence[str], every: Sequence[Row], axis: LogAxis) -> Line:
+def _line(way: Way, tasks: Sequence[str], every: Sequence[Row], axis: LogAxis, cost: Cost) -> Line:
     mine = [row for row in every if row.way == way]
     marks = [
         Mark(
@@ -221,7 +241,7 @@ def _line(way: Way, tasks: Sequence[str], every: Sequence[Row], axis: LogAxis) -
         for row in mine
         if row.used is not None
     ]
-    return Line(way, [_cell([r for r in mine if r.task == task]) for task in tasks], marks)
+    return Line(way, [_cell([r for r in mine if r.task == task]) for task in tasks], marks, cost)
 
 
 def _share(used: float | None) -> str:
@@ -232,14 +252,17 @@ def _cell(mine: Sequence[Row]) -> Cell | None:
     if not mine:
         return None
     answers = [row for row in mine if row.record.get("kind") in ("tokens", "scores")]
-    errors = [row.error for row in mine if row.error is not None]
-    closest = tightest(mine)
+    worst = max((row for row in mine if row.error is not None), key=_error, default=None)
     return Cell(
         "passed" if all(row.passed for row in mine) else "failed",
         answers[0].exact if answers else "",
-        exponent(max(errors)) if errors else "",
-        times(closest.margin) if closest else "",
+        exponent(worst.error) if worst else "",
+        worst.allowed if worst else "",
     )
+
+
+def _error(row: Row) -> float:
+    return row.error or 0.0
 
 
 def status(sources: Sources, every: Sequence[Row], manifest: Any) -> str:

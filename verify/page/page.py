@@ -18,7 +18,7 @@ from pipeline.sources import source_digest
 from verify.page import figures
 from verify.page.benchmark import benchmarks
 from verify.page.built import artifacts, tool_versions
-from verify.page.checks import error_axis, rows
+from verify.page.checks import error_axis, rows, tightest
 from verify.page.checks import figures as check_figures
 from verify.page.evaluation import evaluations, failed_gates
 from verify.page.layers import bisections
@@ -99,6 +99,7 @@ def render(sources: Sources, key: str = "0" * 64) -> str:
         rows=every,
         axis=error_axis(every),
         check_figures=check_figures,
+        tightest=tightest,
         samples=samples(every),
         evaluations=results,
         bisections=layers,

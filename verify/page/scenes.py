@@ -53,12 +53,27 @@ class Sample:
     @property
     def differing(self) -> int:
         """How many targets give another answer than the checkpoint."""
-        return sum(any(a and a.same is False for a in row) for _, row in self.answers)
+        return sum(_differs(row) for _, row in self.answers)
 
     @property
     def agrees(self) -> bool:
         """Whether every target gives the checkpoint's answers."""
         return self.differing == 0
+
+    @property
+    def ways(self) -> int:
+        """Ways of running that answered."""
+        return len(self.answers) - 2
+
+    @property
+    def shown(self) -> list[tuple[str, list[Answer | None]]]:
+        """The right answer, the checkpoint's, and all that differ from it."""
+        rest = [(who, row) for who, row in self.answers[2:] if _differs(row)]
+        return [*self.answers[:2], *rest]
+
+
+def _differs(row: list[Answer | None]) -> bool:
+    return any(answer and answer.same is False for answer in row)
 
 
 #: task -> what each check quotes of one scene

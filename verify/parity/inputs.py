@@ -24,6 +24,7 @@ from runtime.sessions.session import ArrayDict, Session, SessionOptions
 from runtime.tasks.artifacts import open_session
 from verify.answers.cases import SEED_STRIDE, picture, questions_by_length
 from verify.artifacts import runtime_failures
+from verify.parity.asked_once import AskedOnce
 from verify.parity.samples import Sample as Sample
 from verify.parity.samples import variant_samples
 
@@ -32,6 +33,8 @@ Array = NDArray[Any]
 #: Decode steps that are always compared: the second is where a fused kernel went wrong unseen by
 #: the first.
 _EARLY_STEPS = (1, 2, 3)
+#: What computes most, and of the same few pictures.
+_OF_PICTURES: tuple[Component, ...] = ("vision_encoder", "cross_key_values")
 #: Ends the name of a sample whose unused cache slots hold another generation's rows.
 STALE = ", stale slots"
 
@@ -78,10 +81,9 @@ class Graphs:
         self.manifest = manifest
         # Digests were checked when the artifacts were found.
         options = SessionOptions(verify_digest=False)
-        self.sessions: Mapping[Component, Session] = MappingProxyType(
-            {name: open_session(component, options) for name, component in components.items()}
-        )
-        self._images: dict[int, Array] = {}
+        opened = {name: open_session(component, options) for name, component in components.items()}
+        of_pictures = {n: AskedOnce(opened[n]) for n in _OF_PICTURES if n in opened}
+        self.sessions: Mapping[Component, Session] = MappingProxyType({**opened, **of_pictures})
 
     @property
     def text(self) -> TextSettings:
@@ -105,10 +107,8 @@ class Graphs:
 
     def image_embeds(self, scene: int) -> Array:
         """``[1, image tokens, hidden]`` of one held-out scene."""
-        if scene not in self._images:
-            feeds = {"pixel_values": self.pixel_values(scene)}
-            self._images[scene] = self.sessions["vision_encoder"].run(feeds)["image_embeds"]
-        return self._images[scene]
+        feeds = {"pixel_values": self.pixel_values(scene)}
+        return self.sessions["vision_encoder"].run(feeds)["image_embeds"]
 
     def close(self) -> None:
         """Releases the sessions."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from compile.bmodel.estimates.published import PUBLISHED_F32_MS
-from compile.bmodel.estimates.totals import NetName, parts, total
 from compile.bmodel.task_file import SUFFIX as COMBINED_SUFFIX
 from configs.layout import MANIFEST_SUFFIX, Layout
 from configs.schema import PipelineConfig, Task
 from pipeline.manifest import CombinedManifest, ComponentManifest, Work, read_manifest
+from pipeline.tpu_tools.answer_times import NetName, parts, total
 
 REPORT_FILE = "estimate.json"
 
