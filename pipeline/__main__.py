@@ -41,14 +41,15 @@ def main(arguments: list[str]) -> int:
             return run(goal, checked(goal, given))
         goal = arguments[1]
         if goal == "check":
+            notes: dict[str, None] = {}
             for one in os.environ.get("MAKECMDGOALS", "").split() or ["help"]:
-                checked(one, from_make(one, os.environ))
+                given = from_make(one, os.environ)
+                checked(one, given)
+                notes.update(dict.fromkeys(f"{n}={given.values[n]}" for n in given.inherited))
+            for note in notes:
+                print(f"note: {note} comes from the environment", file=sys.stderr)
             return 0
-        given = from_make(goal, os.environ)
-        for name in given.inherited:
-            note = f"note: {name}={given.values[name]} comes from the environment"
-            print(note, file=sys.stderr, flush=True)
-        return run(goal, checked(goal, given))
+        return run(goal, checked(goal, from_make(goal, os.environ)))
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         annotate(str(error))
