@@ -162,6 +162,16 @@ def test_it_is_one_line_before_any_set_up(tmp_path: Path, option: str) -> None:
     assert option.split("=")[0] in checkout.refusal("all", option)
 
 
+def test_a_part_of_the_artifacts_is_not_all_of_them(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "a", ready=False)
+    kept = checkout.folder / "models" / "artifacts" / "mine"
+    kept.mkdir(parents=True)
+    assert "TASK=: make clean takes no options" in checkout.refusal("clean", "TASK=itm")
+    assert kept.is_dir()
+    assert checkout.make("clean").returncode == 0
+    assert not kept.exists()
+
+
 def test_what_only_the_pipeline_file_can_tell_is_found_before_the_export() -> None:
     first, export, _ = commands("compile", {"PRECISION": "f16", "CONFIG": "configs/reference.yaml"})
     assert export[0] == "export"
