@@ -114,7 +114,7 @@ format: $(ENVIRONMENT) ## rewrite the code in the project's format
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
 
-clean: ## remove artifacts (environments stay)
+clean: check ## remove artifacts (environments stay)
 	@rm -rf models/artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 distclean: clean ## remove artifacts and environments

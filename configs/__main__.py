@@ -56,6 +56,7 @@ def gitlab(entries: list[dict[str, str]]) -> str:
     variables = [{name.upper(): value for name, value in entry.items()} for entry in entries]
     jobs = {
         "include": [{"local": ".gitlab/artifacts.yml"}],
+        "variables": {"FOLDER": entries[0]["folder"]},
         "build": {"extends": ".build", "parallel": {"matrix": variables}},
     }
     return json.dumps(jobs, indent=1)

@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import STAGES
 from pipeline.goals.options import GOALS, KNOWN, OptionError, checked, from_make, overrides
+from pipeline.goals.stages import STAGES, commands
 from tests.board_environment import oldest_python
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,28 @@ def test_it_is_one_line_before_any_set_up(tmp_path: Path, option: str) -> None:
     assert option.split("=")[0] in checkout.refusal("all", option)
 
 
+def test_a_part_of_the_artifacts_is_not_all_of_them(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "a", ready=False)
+    kept = checkout.folder / "models" / "artifacts" / "mine"
+    kept.mkdir(parents=True)
+    assert "TASK=: make clean takes no options" in checkout.refusal("clean", "TASK=itm")
+    assert kept.is_dir()
+    assert checkout.make("clean").returncode == 0
+    assert not kept.exists()
+
+
+def test_what_only_the_pipeline_file_can_tell_is_found_before_the_export() -> None:
+    first, export, _ = commands("compile", {"PRECISION": "f16", "CONFIG": "configs/reference.yaml"})
+    assert export[0] == "export"
+    result = subprocess.run(
+        [sys.executable, "-m", *first], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert (
+        "--precision f16: bm1684 cannot be built in f16; choose one of: f32, int8" in result.stderr
+    )
+
+
 def test_options_of_the_environment_are_named(checkout: Checkout) -> None:
     result = checkout.make("bmodel", TARGET="bm1688", TASK="itm", TARGETS="x", ITEMS="many")
     assert result.returncode == 0
@@ -245,6 +268,6 @@ def test_every_goal_has_its_stages_and_its_place_in_the_makefile() -> None:
     text = (ROOT / "Makefile").read_text()
     for goal in STAGES:
         assert f"\n{goal}: " in text
-        assert f"$(PIPELINE) {goal}\n" in text
+        assert re.search(rf"\$\(PIPELINE\) {goal}\)?\n", text)
         taken = {name for _, names in STAGES[goal] for name in names}
         assert taken >= set(GOALS[goal]) - {"DRY_RUN", "FORCE"}, goal

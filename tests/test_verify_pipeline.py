@@ -162,6 +162,33 @@ def test_second_run_does_nothing(clean: Path) -> None:
     assert verdict.stat().st_mtime_ns == before
 
 
+def test_a_narrower_run_keeps_what_is_known_and_drops_what_changed(
+    clean: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "reference"
+    shutil.copytree(clean.parent / "reference", root)
+    shutil.copy(clean.parent / "verdict.json", root / "verify.json")
+    config = small_pipeline(tmp_path)
+    # Manifests are named by their paths, which are others in a copy.
+    whole = run(config, target="openvino")
+    assert whole.done_now == 0
+    narrow = run(config, task="itm", target="openvino")
+    assert narrow.joined == whole.joined
+    assert {check.subject.task for check in narrow.checks} == {"itm"}
+    proved = int(narrow.extent.split()[0])
+    assert narrow.extent == f"{proved} of {narrow.built} artifacts verified"
+    with (folder(config, "vqa") / "openvino" / "int8" / "vision_encoder.bin").open("ab") as stream:
+        stream.write(b"more")
+    narrow = run(config, task="itm", target="openvino")
+    sets = {
+        (check["task"], check["target"], check["precision"]) for check in narrow.joined["checks"]
+    }
+    assert ("vqa", "openvino", "int8") not in sets
+    assert {("vqa", "openvino", "f16"), ("caption", "openvino", "int8")} <= sets
+    assert int(narrow.extent.split()[0]) < proved
+    assert len(narrow.joined["runs"]) == 2
+
+
 def test_changed_tolerance_or_gate_is_checked_again(clean: Path, tmp_path: Path) -> None:
     changed = tmp_path / "pipeline.yaml"
     changed.write_text(clean.read_text().replace("scenes: 6", "scenes: 5"))

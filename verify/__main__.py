@@ -21,6 +21,7 @@ from verify.page.command import report
 from verify.pipeline import announce, failure, verify
 from verify.verdicts.command import merge
 from verify.verdicts.junit import junit_text
+from verify.verdicts.keys import keys
 from verify.verdicts.step_summary import step_summary
 
 #: GitHub shows ten per step.
@@ -88,6 +89,7 @@ application.command()(report)
 application.command("board-test")(board_test)
 application.command()(bisect)
 application.command()(merge)
+application.command()(keys)
 
 
 if __name__ == "__main__":

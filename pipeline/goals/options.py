@@ -1,6 +1,6 @@
 """Options of ``make`` and ``python -m pipeline``, checked before anything is set up.
 
-This module and ``pipeline.__main__`` run on a bare Python 3.8: on the standard library alone.
+This package and ``pipeline.__main__`` run on a bare Python 3.8: on the standard library alone.
 """
 
 from __future__ import annotations
