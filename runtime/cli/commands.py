@@ -127,9 +127,7 @@ def _generation(options: argparse.Namespace) -> Dict[str, Any]:
         return {**generation, "answers": texts, "answer_candidates": options.answer_candidates}
     if getattr(options, "answer_candidates", None) is not None:
         raise InputError("--answer-candidates: does nothing without --answers; leave it out")
-    # A word becomes token ids once there is a tokenizer.
-    known = {name: value for name, value in generation.items() if name != "bad_words"}
-    GenerationSettings.from_arguments(**known)
+    GenerationSettings.from_arguments(**generation)
     return generation
 
 

@@ -286,12 +286,10 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
                 help="say how sure the model is of each text, even where that takes longer",
             )
         elif item.name == "bad_words_ids":
-            group.add_argument(
-                "--bad-words",
-                action="append",
-                metavar="WORDS",
-                help="a word or phrase that never comes; may be repeated",
-            )
+            # Words are easier to write.
+            continue
+        elif item.name == "bad_words":
+            group.add_argument(flag, action="append", metavar="WORDS", help=meaning)
         elif item.name == "suppress_tokens":
             group.add_argument(flag, type=_ids, metavar="ID,ID", help=meaning)
         elif item.name == "do_sample":
@@ -328,8 +326,6 @@ def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
         searches = given.get("num_beams", 1) > 1 if needed == "num_beams" else needed in given
         if needed is not None and not searches:
             raise _idle(name, f"without {_flag(needed)}")
-    if getattr(options, "bad_words", None):
-        given["bad_words"] = options.bad_words
     if "max_length" in given and "max_new_tokens" in given:
         raise _idle("max_length", "beside --max-new-tokens")
     return given

@@ -17,6 +17,7 @@ from typing import (
     Type,
     TypeVar,
     Union,
+    overload,
 )
 
 import numpy as np
@@ -141,25 +142,22 @@ class GeneratingTask(Task[Text], Generic[Text]):
 
         return generate_ids(self, pixel_values, input_ids, attention_mask, timings, generate_kwargs)
 
-    def settings(
-        self, *, bad_words: Union[str, Sequence[str]] = (), **generation: Any
-    ) -> GenerationSettings:
-        """The settings that arguments of generation make.
-
-        Args:
-            bad_words: words or phrases that never come, beside those of ``bad_words_ids``.
-            **generation: as in ``GenerationSettings``.
+    def settings(self, **generation: Any) -> GenerationSettings:
+        """The settings that arguments of generation make; words are token ids in them.
 
         Raises:
             InputError: an unknown argument, an impossible value, or an empty word.
         """
-        words = [bad_words] if isinstance(bad_words, str) else list(bad_words)
-        ids = [self.tokenizer.encode(word)[1:-1] for word in words]
+        settings = GenerationSettings.from_arguments(**generation)
+        words = settings.bad_words
+        if words is None:
+            return settings
+        texts = [words] if isinstance(words, str) else words
+        ids = [self.tokenizer.encode(text)[1:-1] for text in texts]
         if not all(ids):
             raise InputError("bad_words: one is empty; write something")
-        if ids:
-            generation["bad_words_ids"] = [*(generation.get("bad_words_ids") or ()), *ids]
-        return GenerationSettings.from_arguments(**generation)
+        every = [*(settings.bad_words_ids or ()), *ids]
+        return replace(settings, bad_words=None, bad_words_ids=every or None)
 
     def _generate(
         self,
@@ -261,6 +259,12 @@ class Captioner(GeneratingTask[Caption]):
 
     generate_caption = GeneratingTask.generate
 
+    @overload
+    def score(
+        self, images: ImageSource, captions: str, prompts: Optional[str] = None, **options: Any
+    ) -> Caption: ...
+    @overload
+    def score(self, images: Any, captions: Any, prompts: Any = None, **options: Any) -> Any: ...
     def score(self, images: Any, captions: Any, prompts: Any = None, **options: Any) -> Any:
         """How likely given captions are: a ``Caption`` with ``log_probs`` and ``confidence``.
 
@@ -369,6 +373,12 @@ class QuestionAnswerer(GeneratingTask[Answer]):
             answers += [[self._result(next(rest)) for _ in texts[index]] for index in part]
         return answers
 
+    @overload
+    def score(
+        self, images: ImageSource, questions: str, answers: str, **options: Any
+    ) -> Answer: ...
+    @overload
+    def score(self, images: Any, questions: Any, answers: Any, **options: Any) -> Any: ...
     def score(self, images: Any, questions: Any, answers: Any, **options: Any) -> Any:
         """How likely given answers are: an ``Answer`` with ``log_probs`` and ``confidence``.
 
