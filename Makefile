@@ -13,7 +13,6 @@ target = $(if $(TARGET),--target $(TARGET))
 evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--dataset $(DATASET)) \
 	$(if $(QUESTIONS),--questions $(QUESTIONS)) $(if $(IMAGES),--images $(IMAGES)) $(if $(SPLIT),--split $(SPLIT)) \
 	$(if $(ITEMS),--items $(ITEMS)) $(if $(MODE),--mode $(MODE)) $(if $(RERANK),--rerank $(RERANK)) \
-	$(if $(ANSWERS),--answers $(ANSWERS)) \
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help

@@ -113,15 +113,10 @@ class SingleSearch(Search):
                 token = int(scores.argmax())
             else:
                 token = int(draw(softmax(scores), 1, self._generator)[0])
-        self._note(logits, token)
+            self._log_probs.append(log_probability(logits[0], token))
         self._tokens.append(token)
         self.done = token == self._limits.end_token_id or len(self._tokens) >= self._limits.longest
         return self._PARENT, np.array([token], dtype=np.int64)
-
-    def _note(self, logits: np.ndarray, token: int) -> None:
-        """Keeps how likely a token was, where its logits were read."""
-        if logits.ndim > 1:
-            self._log_probs.append(log_probability(logits[0], token))
 
     def results(self) -> List[Sequence]:
         """See ``Search``."""
