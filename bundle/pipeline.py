@@ -115,11 +115,12 @@ def _fill(
     digests = _digests(folder)
     (folder / names.SBOM_FILE).write_text(materials(verdict, described, digests), encoding="utf-8")
     digests = _digests(folder)
-    made = statement(digests, PROVENANCE, provenance(verdict, selection, described))
+    (folder / names.VERDICT_FILE).parent.mkdir()
     found = statement(digests, VERDICT, verdict.predicate(described.pipeline))
-    for name, content in ((names.PROVENANCE_FILE, made), (names.VERDICT_FILE, found)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(_json(content), encoding="utf-8")
+    (folder / names.VERDICT_FILE).write_text(_json(found), encoding="utf-8")
+    digests = _digests(folder)
+    made = statement(digests, PROVENANCE, provenance(verdict, selection, described, digests))
+    (folder / names.PROVENANCE_FILE).write_text(_json(made), encoding="utf-8")
     (folder / names.SUMS_FILE).write_text(sums_text(_digests(folder)), encoding="utf-8")
 
 
