@@ -16,7 +16,7 @@ evaluated = --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(if $(DATASET),--da
 	$(if $(WORKERS),--workers $(WORKERS)) $(if $(filter full,$(VERIFY)),--full)
 
 .DEFAULT_GOAL := help
-.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test report bench bisect test test-slow test-device \
+.PHONY: help all setup setup-tpu doctor export ir bmodel compile verify evaluate estimate board-test bundle report bench bisect test test-slow test-device \
 	test-network test-browser lint format clean distclean
 
 help:
@@ -69,6 +69,10 @@ estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, 
 
 board-test: setup ## a folder that gives parity and latency on a board in one command (TARGET=bm1684x)
 	@$(PYTHON) -m verify board-test --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) $(precision)
+
+bundle: $(ENVIRONMENT) ## what was verified as one archive to install elsewhere (WHEELS=cp38-aarch64 SIGN_KEY= UNVERIFIED=1)
+	@$(PYTHON) -m bundle --config $(CONFIG) $(if $(TASK),--task $(TASK)) $(target) $(precision) $(if $(WHEELS),--wheels $(WHEELS)) \
+		$(if $(SIGN_KEY),--sign-key $(SIGN_KEY)) $(if $(UNVERIFIED),--unverified)
 
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
 	@$(PYTHON) -m verify report --config $(CONFIG) $(force)
