@@ -24,8 +24,8 @@ _NEEDED = ("numpy", "pillow", "tokenizers")
 _BACKENDS = {"openvino": "openvino", "openvino_npu": "openvino"}
 
 
-def build_runtime_wheel(into: Path, work: Path) -> Path:
-    """Builds ``blip_edge`` so that the same sources give the same bytes.
+def build_runtime_wheel(work: Path) -> Path:
+    """Builds ``blip_edge`` in a temporary folder, so that the same sources give the same bytes.
 
     Raises:
         ToolError: setuptools cannot build it.
@@ -40,7 +40,7 @@ def build_runtime_wheel(into: Path, work: Path) -> Path:
     program = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
     _run("the wheel of runtime/", ["-c", program, str(built)], sources)
     (wheel,) = built.glob("*.whl")
-    path = into / wheel.name
+    path = work / wheel.name
     _rewrite(wheel, path)
     return path
 
@@ -56,6 +56,11 @@ def _rewrite(wheel: Path, path: Path) -> None:
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             new.writestr(entry, old.read(name))
+
+
+def wheel_version(wheel: Path) -> str:
+    """The release that a wheel's name has."""
+    return wheel.name.split("-")[1]
 
 
 def check_tag(tag: str, target: str) -> None:
