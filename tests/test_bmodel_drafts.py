@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from compile.bmodel.estimates.totals import parts, total
+
 from configs.errors import ConfigError
 from configs.load import load_pipeline
 from configs.schema import StaticShapes
