@@ -28,7 +28,7 @@ pytestmark = [
 
 def host_files() -> Iterator[Path]:
     """What a network needs here: name servers, certificates, and where pip finds packages."""
-    yield Path("/etc/resolv.conf")
+    yield from (Path("/etc/resolv.conf"), Path("/etc/hosts"))
     named = (value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_")))
     candidates = [*named, "/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs/ca-certificates.crt"]
     yield from (path for name in candidates if (path := Path(name)).is_absolute() and path.exists())
