@@ -38,7 +38,8 @@ setup-tpu: $(ENVIRONMENT) ## create .venv-tpu (TPU-MLIR, Python 3.10), whatever 
 
 # What is up to date, by content, is left as it is. A dry run sets nothing up.
 $(ENVIRONMENT):
-	@$(if $(DRY_RUN),:,python3 scripts/setup_environment.py)
+	@$(if $(DRY_RUN),[ -x $(PYTHON) ] || { echo "error: a dry run needs .venv and makes none; run: make setup" >&2; exit 2; },\
+		python3 scripts/setup_environment.py)
 
 $(TPU_ENVIRONMENT): $(ENVIRONMENT)
 	@$(if $(DRY_RUN),:,$(PYTHON) -m scripts.setup_tpu --config $(CONFIG) $(target))

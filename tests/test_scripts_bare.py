@@ -29,7 +29,7 @@ pytestmark = [
 def host_files() -> Iterator[Path]:
     """What a network needs here: name servers, certificates, and where pip finds packages."""
     yield from (Path("/etc/resolv.conf"), Path("/etc/hosts"))
-    named = (value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_")))
+    named = (value for name, value in os.environ.items() if name.startswith("PIP_"))
     candidates = [*named, "/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs/ca-certificates.crt"]
     yield from (path for name in candidates if (path := Path(name)).is_absolute() and path.exists())
 
@@ -54,7 +54,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inside(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in ``/checkout`` with the environment of a login, and pip's settings."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     return subprocess.run(
         ["/usr/sbin/chroot", root, "/usr/bin/env", "-C", "/checkout", *command],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", **kept},

@@ -218,3 +218,13 @@ def test_a_dry_run_sets_nothing_up(tmp_path: Path, goal: str) -> None:
     calls = make(tmp_path, goal, "DRY_RUN=1")
     assert calls
     assert not any("setup" in call for call in calls)
+
+
+def test_a_dry_run_without_an_environment_is_one_line(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run(
+        ["/usr/bin/env", "make", "ir", "DRY_RUN=1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: a dry run needs .venv and makes none; run: make setup")
+    assert list(tmp_path.iterdir()) == [tmp_path / "Makefile"]
