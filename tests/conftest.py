@@ -24,6 +24,7 @@ OPT_IN = {
     "slow": ("full-size models and many minutes", "make test-slow"),
     "device": ("a SOPHON board or card", "make test-device"),
     "network": ("a model hub", "make test-network"),
+    "bare": ("root, mmdebstrap and Debian's packages", "python -m pytest -m bare"),
 }
 
 
