@@ -20,6 +20,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 if TYPE_CHECKING:
     from .decoding.batching import Timings as Timings
     from .errors import InputError as InputError
+    from .tasks.attention import attention_maps as attention_maps
     from .tasks.generating import Answer as Answer
     from .tasks.generating import Caption as Caption
     from .tasks.generating import Captioner as Captioner
@@ -42,6 +43,7 @@ _MODULES = {
     "Matcher": "tasks.matching",
     "QuestionAnswerer": "tasks.generating",
     "Timings": "decoding.batching",
+    "attention_maps": "tasks.attention",
 }
 
 

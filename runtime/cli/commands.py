@@ -40,6 +40,10 @@ def caption(options: argparse.Namespace) -> int:
     from ..tasks.generating import Captioner
 
     generation = _generation(options)
+    if options.attention is not None:
+        from .attention import attend
+
+        return attend(Captioner, options, [options.prompt], generation)
     items = work_items(options.images, options.csv, "prompt", recursive=options.recursive)
     if options.prompt_file is not None:
         if options.csv is not None:
@@ -74,6 +78,10 @@ def answer(options: argparse.Namespace) -> int:
     from ..tasks.generating import QuestionAnswerer
 
     generation = _generation(options)
+    if options.attention is not None:
+        from .attention import attend
+
+        return attend(QuestionAnswerer, options, options.question, generation)
     if not options.question and options.csv is None:
         from .asking import ask_interactively
 

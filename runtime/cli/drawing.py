@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
@@ -24,7 +25,7 @@ _BACKGROUND = (255, 255, 255)
 _INK = (20, 20, 20)
 
 
-def check_writable(path: Path, font: Optional[Path] = None) -> None:
+def check_writable(path: Path, font: Optional[Path] = None, option: str = "--show") -> None:
     """Looks, before any work, whether a picture could be written to a file, with a font.
 
     Raises:
@@ -32,9 +33,9 @@ def check_writable(path: Path, font: Optional[Path] = None) -> None:
     """
     _font(font)
     if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"--show {path}: name a file in a folder that exists")
+        raise InputError(f"{option} {path}: name a file in a folder that exists")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InputError(f"--show {path}: no kind of picture; name a .png or .jpg file")
+        raise InputError(f"{option} {path}: no kind of picture; name a .png or .jpg file")
 
 
 def draw_results(
@@ -63,6 +64,33 @@ def draw_results(
         )
         for image, mine in list(by_image.items())[:_MOST_TILES]
     ]
+    _write_sheet(tiles, path, "--show")
+
+
+def draw_attention(
+    image: Image.Image,
+    words: Sequence[str],
+    maps: np.ndarray,
+    path: Path,
+    font: Optional[Path] = None,
+) -> None:
+    """Writes a picture of one image once per word, bright where the word looks.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    letters = _font(font)
+    image.thumbnail((_TILE_WIDTH, _TILE_WIDTH))
+    dark = image.point(lambda level: level // 5)
+    tiles = []
+    for word, seen in zip(words, maps):
+        levels = Image.fromarray(np.uint8(np.rint(seen * (255 / max(seen.max(), 1e-9)))))
+        bright = Image.composite(image, dark, levels.resize(image.size))
+        tiles.append(_tile(bright, [word], letters))
+    _write_sheet(tiles, path, "--attention")
+
+
+def _write_sheet(tiles: List[Image.Image], path: Path, option: str) -> None:
     columns = min(_COLUMNS, len(tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
@@ -75,7 +103,7 @@ def draw_results(
     try:
         sheet.save(str(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"--show {path}: cannot be written ({error})") from None
+        raise InputError(f"{option} {path}: cannot be written ({error})") from None
 
 
 def _texts(lines: List[Line], several: bool) -> List[str]:

@@ -24,6 +24,10 @@ from .reports import Columns, Line, Problem, Progress, Report, say
 def match(options: argparse.Namespace) -> int:
     """Runs ``blip-edge match``; returns the exit code."""
     _check(options)
+    if options.attention is not None:
+        from .attention import attend
+
+        return attend(Matcher, options, [text for _, text in _texts(options)])
     if options.save is not None:
         return _save(options)
     if options.load is not None:

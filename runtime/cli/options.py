@@ -344,7 +344,17 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="one JSON object per line")
     group.add_argument("--show", type=Path, default=None, help="draw images with text to this file")
     group.add_argument(
-        "--font", type=Path, default=None, help="--show writes with this TrueType or OpenType font"
+        "--attention",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="draw what each word of one text looks at in one image to this file",
+    )
+    group.add_argument(
+        "--font",
+        type=Path,
+        default=None,
+        help="TrueType or OpenType font for words in drawn pictures",
     )
     group.add_argument("--timing", action="store_true", help="mean time per stage")
 

@@ -163,6 +163,10 @@ class TextTokenizer:
             ids: List[int] = self._tokenizer.encode(text).ids
         return ids
 
+    def continues(self, token_id: int) -> bool:
+        """Whether a token goes on with the word of the one before it."""
+        return str(self._tokenizer.id_to_token(token_id)).startswith("##")
+
     def all_unknown(self, ids: Sequence[int]) -> bool:
         """Whether there are tokens, and each stands for a word that the vocabulary lacks."""
         return bool(ids) and set(ids) == {self._unknown_id}
