@@ -157,7 +157,7 @@ IR_FAULTS: list[Fault] = [
         "itm",
         _TEXT,
         scalar("/layers.1/attention/Mul", lambda _: 1.0),
-        r"layers\.1\.attention",
+        r"/?layers\.1[./]attention",
     ),
     ir_fault(
         "text positions off by one",
