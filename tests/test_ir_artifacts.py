@@ -28,6 +28,7 @@ PIPELINE = load_pipeline(Path(__file__).resolve().parent.parent / "configs" / "r
 LAYOUT = Layout(PIPELINE)
 MERGED = "cross_key_values"
 DECODER_REWRITES = [
+    "first_logit",
     "fused_self_attention",
     "stateful_cache",
     "shared_cross_attention",
