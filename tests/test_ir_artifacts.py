@@ -28,6 +28,7 @@ PIPELINE = load_pipeline(Path(__file__).resolve().parent.parent / "configs" / "r
 LAYOUT = Layout(PIPELINE)
 MERGED = "cross_key_values"
 DECODER_REWRITES = [
+    "first_logit",
     "fused_self_attention",
     "stateful_cache",
     "shared_cross_attention",
@@ -60,7 +61,7 @@ def test_ir_keeps_names_and_dynamic_shapes(
     assert [spec.name for spec in net.outputs] == [spec.name for spec in outputs]
     for specs, ports in ((net.inputs, model.inputs), (net.outputs, model.outputs)):
         tensors = [spec for spec in specs if spec.name not in states]
-        assert {port.any_name for port in ports} - {net.row_index} == {
+        assert {port.any_name for port in ports} - {net.row_index, net.first_logit} == {
             spec.artifact_name for spec in tensors
         }
         for spec in tensors:

@@ -22,7 +22,7 @@ from .settings import DRAFT_TABLE
 #: Entries of a table, 8 bytes each: those of the contexts that occur most often.
 MOST_ENTRIES = 100_000
 #: A token that follows a context more rarely is no draft worth a pass.
-LEAST_SHARE = 0.3
+LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def _position_off() -> Iterator[None]:
 
     right = GrowingRun._call
 
-    def wrong(self: Any, ids: Any, positions: Any, allowed: Any) -> Any:
-        return right(self, ids, positions + 1, allowed)
+    def wrong(self: Any, ids: Any, positions: Any, allowed: Any, logits: int) -> Any:
+        return right(self, ids, positions + 1, allowed, logits)
 
     with patch.object(GrowingRun, "_call", wrong):
         yield
@@ -38,8 +38,8 @@ def _fixed_position_off() -> Iterator[None]:
 
     right = decoding.fixed_call
 
-    def wrong(tokens: Any, length: int, past: int, slots: int) -> Any:
-        feeds = right(tokens, length, past, slots)
+    def wrong(tokens: Any, length: int, past: int, slots: int, real: int) -> Any:
+        feeds = right(tokens, length, past, slots, real)
         return {**feeds, "position_ids": np.maximum(feeds["position_ids"] - 1, 0)}
 
     with patch("runtime.decoding.decoder_run.fixed_call", wrong):
