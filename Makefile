@@ -71,7 +71,7 @@ verify: setup ## every artifact against onnxruntime and the checkpoint (VERIFY=f
 report: $(ENVIRONMENT) ## one HTML page per pipeline: verdict, tables, plots, answers side by side
 	@$(PIPELINE) report
 
-bundle: $(ENVIRONMENT) ## verified artifacts as archives that install without a network (WHEELS=cp38-aarch64)
+bundle: $(ENVIRONMENT) ## what was verified as archives that install without a network (WHEELS=cp38-aarch64 SIGN_KEY= UNVERIFIED=1)
 	@$(PIPELINE) bundle
 
 estimate: $(ENVIRONMENT) ## the chips' compiler estimates: per net, per answer, sizes (TOKENS=12 ANSWER_TOKENS=3)

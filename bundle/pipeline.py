@@ -13,12 +13,11 @@ from bundle.provenance import materials, provenance
 from bundle.sample import write_sample
 from bundle.texts import model_card, notices, run_script
 from bundle.verdict import Verdict, read_verdict_of, refusal
-from bundle.wheels import build_runtime_wheel, check_tag, download_wheels
+from bundle.wheels import build_runtime_wheel, check_tag, download_wheels, wheel_version
 from configs.layout import REPOSITORY_ROOT
 from pipeline.atomic import artifact_lock, staging
 from pipeline.command import Selection
 from pipeline.manifest import file_sha256
-from runtime import __version__
 from runtime.bundles import format as names
 from runtime.bundles.check import check_folder
 from runtime.bundles.contents import plain_files, sums_text
@@ -66,27 +65,27 @@ def make_bundles(selection: Selection, options: Options) -> Iterator[Path]:
 def _make(selection: Selection, verdict: Verdict, options: Options) -> Path:
     target = verdict.target
     parts = (selection.pipeline.name, verdict.task.task, target.name, target.precision)
-    name = names.bundle_name(*parts, __version__)
-    archive = options.folder / f"{name}{names.ARCHIVE_SUFFIX}"
-    with artifact_lock(options.folder, name), staging(options.folder, name) as work:
-        folder = work / name
-        folder.mkdir()
-        _fill(folder, work, selection, verdict, options)
+    stem = names.bundle_name(*parts)
+    with artifact_lock(options.folder, stem), staging(options.folder, stem) as work:
+        wheel = build_runtime_wheel(work)
+        folder = work / names.bundle_name(*parts, wheel_version(wheel))
+        (folder / names.WHEELS_FOLDER).mkdir(parents=True)
+        wheel.rename(folder / names.WHEELS_FOLDER / wheel.name)
+        _fill(folder, wheel_version(wheel), selection, verdict, options)
         with runtime_failures():
             if options.sign_key is not None:
                 sign(folder, options.sign_key)
             check_folder(folder)
+        archive = options.folder / f"{folder.name}{names.ARCHIVE_SUFFIX}"
         write_archive(folder, archive)
     return archive
 
 
 def _fill(
-    folder: Path, work: Path, selection: Selection, verdict: Verdict, options: Options
+    folder: Path, version: str, selection: Selection, verdict: Verdict, options: Options
 ) -> None:
     _copy_artifacts(folder, verdict)
     wheels = folder / names.WHEELS_FOLDER
-    wheels.mkdir()
-    build_runtime_wheel(wheels, work)
     target = verdict.target
     if options.wheels is not None:
         download_wheels(options.wheels, target.name, wheels)
@@ -95,7 +94,7 @@ def _fill(
         task=verdict.task.task,
         target=target.name,
         precision=target.precision,
-        version=__version__,
+        version=version,
         verified=verdict.passed,
         wheels=options.wheels,
         sample=write_sample(folder, verdict, selection.pipeline),
@@ -115,11 +114,12 @@ def _fill(
     digests = _digests(folder)
     (folder / names.SBOM_FILE).write_text(materials(verdict, described, digests), encoding="utf-8")
     digests = _digests(folder)
-    made = statement(digests, PROVENANCE, provenance(verdict, selection, described))
+    (folder / names.VERDICT_FILE).parent.mkdir()
     found = statement(digests, VERDICT, verdict.predicate(described.pipeline))
-    for name, content in ((names.PROVENANCE_FILE, made), (names.VERDICT_FILE, found)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(_json(content), encoding="utf-8")
+    (folder / names.VERDICT_FILE).write_text(_json(found), encoding="utf-8")
+    digests = _digests(folder)
+    made = statement(digests, PROVENANCE, provenance(verdict, selection, described, digests))
+    (folder / names.PROVENANCE_FILE).write_text(_json(made), encoding="utf-8")
     (folder / names.SUMS_FILE).write_text(sums_text(_digests(folder)), encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from pipeline.command import Selection
 from pipeline.manifest import file_sha256
 from pipeline.sources import source_digest
 from runtime.bundles.format import Description
+from runtime.bundles.statements import byproduct
 
 BUILD_TYPE = "urn:blip-edge:bundle:v1"
 BUILDER = "urn:blip-edge:make-bundle"
@@ -31,7 +32,9 @@ _SPACE = uuid.uuid5(uuid.NAMESPACE_URL, BUILD_TYPE)
 _COMPILERS = ("compile.bmodel.backend", "compile.ir.backend", "export.pipeline")
 
 
-def provenance(verdict: Verdict, selection: Selection, described: Description) -> dict[str, Any]:
+def provenance(
+    verdict: Verdict, selection: Selection, described: Description, digests: Mapping[str, str]
+) -> dict[str, Any]:
     """The predicate of SLSA's provenance, version 1; no time and no host are in it."""
     checkpoint = verdict.task.manifest.checkpoint
     dependencies = [
@@ -73,7 +76,10 @@ def provenance(verdict: Verdict, selection: Selection, described: Description) -
             },
             "resolvedDependencies": dependencies,
         },
-        "runDetails": {"builder": {"id": BUILDER, "version": {"blip-edge": described.version}}},
+        "runDetails": {
+            "builder": {"id": BUILDER, "version": {"blip-edge": described.version}},
+            "byproducts": [byproduct(digests)],
+        },
     }
 
 

@@ -13,10 +13,11 @@ from configs.load import shown
 from configs.schema import Task
 from configs.tolerances import TOLERANCES_FILE
 from pipeline.command import Selection
+from pipeline.json_file import WRONG
 from pipeline.manifest import file_sha256
 from runtime.bundles.shipped import Shipped, shipped
 from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts, runtime_failures
-from verify.plan import Plan, make_plan, simulated_by_default
+from verify.plan import make_plan, simulated_by_default
 from verify.results import Check
 from verify.verdict import read_verdict
 
@@ -87,26 +88,31 @@ def read_verdict_of(selection: Selection) -> Verdict:
     (target,) = task.targets
     plan = make_plan(selection, [task], Path(shown(selection.file)), full=True)
     path = Layout(selection.pipeline).verdict
-    found: dict[str, Check] = {}
+    found: dict[str, dict[str, Any]] = {}
     unread: str | None = None
-    tools: Mapping[str, Any] = {}
+    runs: list[dict[str, Any]] = []
     try:
         verdict = read_verdict(path)
-        found = {check["key"]: Check.of(check) for check in verdict["checks"]}
-        tools = verdict.get("tools") or {}
+        found = {check["key"]: check for check in verdict["checks"]}
+        # One run wrote it, or several that were joined.
+        runs = verdict.get("runs") or [verdict]
     except FileNotFoundError:
         unread = f"{shown(path)}: missing"
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except WRONG as error:
         unread = f"{shown(path)}: {error}"
+    done = [found[item.key] for item in plan.checks if item.key in found]
+    tools = {
+        name: version
+        for index, run in enumerate(runs)
+        if any(check.get("run", 0) == index for check in done)
+        for name, version in (run.get("tools") or {}).items()
+    }
     components = list(target.components.values())
     with runtime_failures():
         files = shipped(task.manifest, components)
     missing = tuple(item.subject.name for item in plan.checks if item.key not in found)
-    return Verdict(task, target, files, _found(plan, found), missing, unread, tools)
-
-
-def _found(plan: Plan, found: Mapping[str, Check]) -> tuple[Check, ...]:
-    return tuple(found[item.key] for item in plan.checks if item.key in found)
+    checks = tuple(map(Check.of, done))
+    return Verdict(task, target, files, checks, missing, unread, tools)
 
 
 def refusal(verdict: Verdict, selection: Selection) -> BlipEdgeError | None:

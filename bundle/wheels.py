@@ -24,11 +24,11 @@ _NEEDED = ("numpy", "pillow", "tokenizers")
 _BACKENDS = {"openvino": "openvino", "openvino_npu": "openvino"}
 
 
-def build_runtime_wheel(into: Path, work: Path) -> Path:
-    """Builds ``blip_edge`` so that the same sources give the same bytes.
+def build_runtime_wheel(work: Path) -> Path:
+    """Builds ``blip_edge`` in a temporary folder, so that the same sources give the same bytes.
 
     Raises:
-        ToolError: pip cannot build it.
+        ToolError: setuptools cannot build it.
     """
     sources, built = work / "sources", work / "built"
     sources.mkdir(parents=True)
@@ -36,10 +36,11 @@ def build_runtime_wheel(into: Path, work: Path) -> Path:
         shutil.copy(REPOSITORY_ROOT / name, sources)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(REPOSITORY_ROOT / "runtime", sources / "runtime", ignore=ignored)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(built)]
-    _pip("wheel", *options, str(sources))
+    built.mkdir()
+    program = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    _run("the wheel of runtime/", ["-c", program, str(built)], sources)
     (wheel,) = built.glob("*.whl")
-    path = into / wheel.name
+    path = work / wheel.name
     _rewrite(wheel, path)
     return path
 
@@ -55,6 +56,11 @@ def _rewrite(wheel: Path, path: Path) -> None:
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             new.writestr(entry, old.read(name))
+
+
+def wheel_version(wheel: Path) -> str:
+    """The release that a wheel's name has."""
+    return wheel.name.split("-")[1]
 
 
 def check_tag(tag: str, target: str) -> None:
@@ -82,7 +88,9 @@ def download_wheels(tag: str, target: str, into: Path) -> list[Path]:
     pins = [pin for name in names for pin in _pins(tag, name)]
     platforms = [f"--platform=manylinux{glibc}_{match['machine']}" for glibc in _GLIBC]
     options = ["--no-deps", "--only-binary=:all:", "--dest", str(into), "--implementation=cp"]
-    _pip("download", *options, f"--python-version=3.{match['minor']}", *platforms, *pins)
+    pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", *options]
+    version = f"--python-version=3.{match['minor']}"
+    _run(f"wheels for {tag}", [*pip, version, *platforms, *pins], into)
     return sorted(into.glob("*.whl"))
 
 
@@ -95,11 +103,11 @@ def _pins(tag: str, name: str) -> list[str]:
     return [pin.strip() for pin, _, marker in wanted if not old or '< "3.9"' in marker]
 
 
-def _pip(command: str, *options: str) -> None:
-    """Raises ToolError with pip's own words."""
-    line = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
-    result = subprocess.run([*line, *options], capture_output=True, text=True, check=False)
+def _run(what: str, arguments: list[str], folder: Path) -> None:
+    """Runs Python in a folder; raises ToolError with the tool's own words."""
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        said = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        last = said[-1] if said else result.stderr.strip()[-300:]
-        raise ToolError(f"pip {command}: exit code {result.returncode}: {last}")
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith("ERROR")] or lines or ["no output"]
+        raise ToolError(f"{what}: exit code {result.returncode}: {said[-1].strip()}")

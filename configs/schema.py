@@ -281,6 +281,11 @@ class EvaluateConfig(Strict):
     prompt: str = ""
     #: candidates per query that the matching head ranks anew after the contrastive features
     rerank: Annotated[int, Field(ge=0)] = 0
+    #: questions: a file of answers, one per line, to choose from as BLIP's own ``rank`` evaluation
+    #: does; none: answers are generated
+    answers: Annotated[str, Field(min_length=1)] | None = None
+    #: how many of them are scored whole, those whose first token is most likely
+    answer_candidates: PositiveInt = 128
     #: bootstrap replicates, and the seed of everything random
     bootstrap: PositiveInt = 1000
     seed: Annotated[int, Field(ge=0)] = 0

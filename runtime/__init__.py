@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .tasks.generating import Caption as Caption
     from .tasks.generating import Captioner as Captioner
     from .tasks.generating import QuestionAnswerer as QuestionAnswerer
+    from .tasks.image_index import ImageIndex as ImageIndex
     from .tasks.matching import Match as Match
     from .tasks.matching import Matcher as Matcher
     from .tasks.registry import BlipModel as BlipModel
@@ -35,6 +36,7 @@ _MODULES = {
     "BlipModel": "tasks.registry",
     "Caption": "tasks.generating",
     "Captioner": "tasks.generating",
+    "ImageIndex": "tasks.image_index",
     "InputError": "errors",
     "Match": "tasks.matching",
     "Matcher": "tasks.matching",

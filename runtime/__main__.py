@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -22,7 +23,17 @@ def main(arguments: Optional[List[str]] = None) -> int:
     Returns:
         0 done; 1 a backend or device failed; 2 bad input (other images were still worked on).
     """
-    options = build_parser().parse_args(arguments)
+    # Digests of sources follow import statements; importing the package would be all of it.
+    parser = build_parser(sys.modules[str(__package__)].__version__)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help()
+        return 2
+    options = parser.parse_args(given)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding lacks is shown as an escape, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Our own limit on pixels is below the size from which Pillow warns on standard error.
     warnings.simplefilter("ignore")
     try:
@@ -43,6 +54,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
             from .cli.drafts import drafts
 
             code = drafts(options)
+        elif options.command == "completion":
+            from .cli.completion import completion
+
+            print(completion(parser, options.shell))
+            code = 0
+        elif options.command == "match":
+            from .cli.matching import match
+
+            code = match(options)
         else:
             from .cli.commands import COMMANDS
 

@@ -155,6 +155,9 @@ def ir_lines(path: Path) -> list[str]:
             text.alias((name, 0), values[0])
         else:
             attributes = {one: _plain(value) for one, value in operation.get_attributes().items()}
+            if kind == "Result":
+                # Its own name may be one that the library counts; its tensor's is the contract's.
+                name = ",".join(sorted(operation.input_value(0).get_names()))
             named = {"name": name} if kind in {"Parameter", "Result"} else {}
             text.operator(kind, {**attributes, **named}, values, outputs)
     return text.whole()

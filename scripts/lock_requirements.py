@@ -21,12 +21,12 @@ HEADER = """\
 # {what}: exactly these files, by their SHA-256.
 # Written by: python -m scripts.lock_requirements
 """
-#: What only torch's CUDA build needs.
-_CUDA = re.compile(r"(nvidia|cuda)-|triton==")
-#: PyTorch's CPU build, from its own index or a folder of wheels: 0.2 GB where PyPI's build takes 3.
-_CPU_BUILDS = {
-    "torch==2.13.0": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",),
-}
+#: torch, and what only its CUDA build needs.
+_CUDA = re.compile(r"(nvidia|cuda)-|triton==|torch==")
+#: PyTorch's CPU build, from its own index: 0.2 GB, where PyPI's build takes 4 GB.
+_CPU_BUILD = """\
+torch==2.13.0+cpu \\
+    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"""
 
 
 def resolve(requirements: Path, lock: Sequence[Path], python: str, *, upgrade: bool) -> list[str]:
@@ -45,13 +45,6 @@ def resolve(requirements: Path, lock: Sequence[Path], python: str, *, upgrade: b
     return [entry for entry in re.split(r"\n(?=\S)", text.strip()) if "==" in entry]
 
 
-def with_cpu_build(entry: str) -> str:
-    """An entry that also takes the CPU build of the same version."""
-    name = entry.partition(" ")[0]
-    digests = [f"--hash=sha256:{one}" for one in _CPU_BUILDS.get(name, ()) if one not in entry]
-    return " \\\n    ".join([entry, *digests])
-
-
 def write(lock: Path, what: str, entries: Sequence[str]) -> None:
     """Writes a lock file."""
     lock.write_text(HEADER.format(what=what) + "\n".join(entries) + "\n", encoding="utf-8")
@@ -65,17 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that fit")
     upgrade = parser.parse_args(arguments).upgrade
-    own, cuda, tpu = setup_environment.LOCK, setup_environment.CUDA_LOCK, setup_tpu.LOCK
+    own, cuda, cpu = (
+        setup_environment.LOCK,
+        setup_environment.CUDA_LOCK,
+        setup_environment.CPU_LOCK,
+    )
     try:
         entries = resolve(REQUIREMENTS / "development.txt", (own, cuda), "3.11", upgrade=upgrade)
-        tools = resolve(REQUIREMENTS / "tpu.txt", (tpu,), "3.10", upgrade=upgrade)
+        tools = resolve(REQUIREMENTS / "tpu.txt", (setup_tpu.LOCK,), "3.10", upgrade=upgrade)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"error: uv could not resolve the requirements ({error})", file=sys.stderr)
         return 1
-    plain = [with_cpu_build(entry) for entry in entries if not _CUDA.match(entry)]
-    write(own, "Every package of .venv", plain)
-    write(cuda, "What torch's CUDA build needs besides", [e for e in entries if _CUDA.match(e)])
-    write(tpu, "Every package of .venv-tpu", tools)
+    write(own, "Every package of .venv but torch", [e for e in entries if not _CUDA.match(e)])
+    cuda_only = [entry for entry in entries if _CUDA.match(entry)]
+    write(cuda, "torch as PyPI has it, and what only it needs", cuda_only)
+    write(cpu, "torch's CPU build, taken where an index or a folder of wheels has it", [_CPU_BUILD])
+    write(setup_tpu.LOCK, "Every package of .venv-tpu", tools)
     return 0
 
 

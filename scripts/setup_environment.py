@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 LOG = ROOT / ".cache" / "setup.log"
 LOCK = ROOT / "requirements" / "lock.txt"
-#: What torch needs besides, where the index gives its CUDA build.
-CUDA_LOCK = ROOT / "requirements" / "lock-cuda.txt"
+#: torch: its CPU build where one can be had, else its CUDA build with all that this needs.
+CPU_LOCK = ROOT / "requirements" / "lock-torch-cpu.txt"
+CUDA_LOCK = ROOT / "requirements" / "lock-torch-cuda.txt"
 STAMP_NAME = "blip-edge-setup.json"
 MINIMUM = (3, 11)
 #: newest Python that every pinned wheel exists for
@@ -133,6 +134,21 @@ def pip_install(python: Path, lock: Path) -> list[str]:
     return [*pip, "--no-deps", "--require-hashes", "-r", str(lock)]
 
 
+def _install_all(python: Path) -> str | None:
+    """Installs everything; returns why it could not."""
+    # Wheels alone: a source package would run code of packages that no lock names.
+    wheels = ["--only-binary", ":all:"]
+    if why := install([*pip_install(python, LOCK), *wheels], "installing packages"):
+        return why
+    if run_logged([*pip_install(python, CPU_LOCK), *wheels], "installing torch's CPU build"):
+        cuda = [*pip_install(python, CUDA_LOCK), *wheels]
+        if why := install(cuda, "there is none here: installing torch's CUDA build"):
+            return why
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+    own = ["--no-deps", "--no-build-isolation", "-e", "."]
+    return install([*pip, *own], "installing blip-edge")
+
+
 def _create() -> str | None:
     """Makes an empty .venv unless one that runs here is there; returns why it could not."""
     stamp = stamp_of(ENVIRONMENT)
@@ -154,15 +170,9 @@ def _create() -> str | None:
     return None
 
 
-def _has_cuda(python: Path) -> bool:
-    code = "from importlib import metadata; print('+cpu' in metadata.version('torch'))"
-    found = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
-    return found.stdout.strip() == "False"
-
-
 def main() -> int:
     """Creates or updates the environment; returns the exit code."""
-    wanted = made_from(ENVIRONMENT, LOCK, CUDA_LOCK, ROOT / "pyproject.toml")
+    wanted = made_from(ENVIRONMENT, LOCK, CPU_LOCK, CUDA_LOCK, ROOT / "pyproject.toml")
     if stamp_of(ENVIRONMENT) == wanted and (ENVIRONMENT / "bin" / "python").exists():
         return 0
     LOG.unlink(missing_ok=True)
@@ -170,16 +180,7 @@ def main() -> int:
         sys.stderr.write(f"error: {why}\n")
         return 1
     (ENVIRONMENT / STAMP_NAME).unlink(missing_ok=True)
-    python = ENVIRONMENT / "bin" / "python"
-    # Wheels alone: a source package would run code of packages that no lock names.
-    why = install([*pip_install(python, LOCK), "--only-binary", ":all:"], "installing packages")
-    if why is None and _has_cuda(python):
-        why = install(pip_install(python, CUDA_LOCK), "installing what torch's CUDA build needs")
-    if why is None:
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
-        own = ["--no-deps", "--no-build-isolation", "-e", "."]
-        why = install([*pip, *own], "installing blip-edge")
-    if why is not None:
+    if why := _install_all(ENVIRONMENT / "bin" / "python"):
         sys.stderr.write(
             f"error: pip could not install the requirements: {why}; see the end of "
             f"{LOG.relative_to(ROOT)}, then run the same make command again\n"

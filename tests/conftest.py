@@ -24,6 +24,7 @@ OPT_IN = {
     "slow": ("full-size models and many minutes", "make test-slow"),
     "device": ("a SOPHON board or card", "make test-device"),
     "network": ("a model hub", "make test-network"),
+    "bare": ("root, mmdebstrap and Debian's packages", "python -m pytest -m bare"),
 }
 
 
@@ -88,3 +89,22 @@ def reference_artifacts(openvino_artifacts: Path) -> Path:
     """The same with the BModels of every chip: the whole reference pipeline."""
     _require("compile", "--config", CONFIG)
     return openvino_artifacts
+
+
+@pytest.fixture(scope="session")
+def verified_pipeline(reference_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline file of a verified caption task, of which tests make bundles."""
+    from tests.bundle_support import verified_pipeline as make
+
+    return make(reference_artifacts, tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def bundles(verified_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One bundle for OpenVINO and one for BM1684X, by target."""
+    from bundle.pipeline import Options, make_bundles
+    from pipeline.command import select
+
+    options = Options(folder=tmp_path_factory.mktemp("dist"))
+    made = make_bundles(select(verified_pipeline), options)
+    return dict(zip(("openvino", "bm1684x"), made, strict=True))

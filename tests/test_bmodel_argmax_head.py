@@ -20,6 +20,7 @@ from runtime.generation.generate import Limits, start_search
 from runtime.generation.settings import GenerationSettings
 from tests.compile_private import ROOT, private_pipeline
 from tests.runtime_support import IMAGES
+from tests.test_runtime_drafts import DRAFTS, Scripted
 from verify.parity.components import onnxruntime_vs_target
 from verify.parity.inputs import Sample
 from verify.results import Subject
@@ -37,6 +38,7 @@ def artifacts(exported_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
         exported_artifacts / "caption" / "processor", pipeline.root / "caption" / "processor"
     )
     pipeline.data["targets"]["bm1688"]["decoder_head"] = "argmax"
+    pipeline.shapes()["draft_tokens"] = 7
     pipeline.write()
     built = pipeline.run("--target", "bm1688")
     assert built.returncode == 0, built.stderr
@@ -63,7 +65,8 @@ def test_every_net_answers_with_a_token_and_its_logit_too(artifacts: Path) -> No
         token, logit = net.output("next_token"), net.output("next_logit")
         assert token is not None
         assert logit is not None
-        assert (token.shape, token.dtype) == ((1, 1), "int32")
+        tokens = 8 if net.name == "first_pass" else 1
+        assert (token.shape, token.dtype) == ((tokens, 1), "int32")
         # No cast of all logits to float32 stands before the choice.
         assert (logit.dtype, net.output("logits").dtype) == ("float16", "float16")  # type: ignore[union-attr]
 
@@ -104,6 +107,34 @@ def test_greedy_search_reads_a_token_and_its_logit(
             found = board.batch(IMAGES[:2], ["a picture of", None], **arguments)
             expected = plain.batch(IMAGES[:2], ["a picture of", None], **arguments)
             assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+
+
+def test_a_pass_reads_a_token_and_its_logit_for_each_draft(
+    artifacts: Path, exported_artifacts: Path, sail
+) -> None:
+    """No keys and values are copied, rejected ones neither; the last drafts find a full cache."""
+    long = {"max_new_tokens": 40}
+    plain = Captioner.from_artifacts(exported_artifacts, target="onnx")
+    board = Captioner.from_artifacts(artifacts, target="bm1688", device="0")
+    with plain, board:
+        for arguments in ({}, long | {"min_new_tokens": 36}, long | {"repetition_penalty": 1.2}):
+            given = [*IMAGES[:2]], ["a picture of", None]
+            expected = [one.token_ids for one in board.batch(*given, **arguments, draft_tokens=0)]
+            for places in DRAFTS.values():
+                board._drafts = Scripted(expected, *places)
+                found = board.batch(*given, **arguments, draft_tokens=7)
+                assert [one.token_ids for one in found] == expected
+        assert expected == [one.token_ids for one in plain.batch(*given, **arguments)]
+        assert sail.BUS.device_copies == 0
+        tokens = [one.token_ids for one in plain.batch(IMAGES[:1])]
+        board._drafts = Scripted(tokens, *DRAFTS["right"])
+        board(IMAGES[0])
+        begin, launched = sail.BUS.from_device, sum(board.session("text_decoder").launches.values())
+        board(IMAGES[0], draft_tokens=7)
+        passes = sum(board.session("text_decoder").launches.values()) - launched
+        assert passes == 2
+        # Whatever the other nets read, a token and its logit of 8 positions a pass come beside it.
+        assert sail.BUS.from_device - begin < passes * 8 * 6 + 8 * PROOF_BYTES
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/adr/*.md")])
 #: Folders whose files pages may name; models/artifacts holds outputs, which need not be there.
 FOLDERS = (
-    "configs|pipeline|export|compile|runtime|verify|benchmarks|scripts|tests|docs|requirements"
+    "configs|pipeline|export|compile|runtime|verify|bundle|benchmarks|scripts|tests|docs|"
+    "requirements"
 )
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 PATH = re.compile(rf"`((?:{FOLDERS}|models/checkpoints)/[\w./-]*)`")

@@ -14,6 +14,7 @@ import pytest
 
 from runtime import Captioner, InputError, Matcher, QuestionAnswerer, Timings
 from runtime.__main__ import main
+from runtime.cli.options import build_parser, task_arguments
 from runtime.preprocessing.images import PreparedImage
 from runtime.preprocessing.processor import ImagePreprocessor
 from runtime.tasks.image_cache import ImageCache
@@ -158,6 +159,13 @@ def test_calls_of_texts_keep_their_order():
 def test_a_negative_size_is_refused(exported_artifacts: Path):
     with pytest.raises(InputError, match="image_cache_bytes -1"):
         Captioner.from_artifacts(exported_artifacts, target="onnx", image_cache_bytes=-1)
+
+
+@pytest.mark.parametrize("command", ["caption x", "vqa x", "match x", "watch x", "serve"])
+def test_every_command_may_keep_states(command: str):
+    for flags, size in ([], 0), (["--image-cache", "8"], 8 << 20):
+        options = build_parser().parse_args([*command.split(), *flags])
+        assert task_arguments(options, "onnx")["image_cache_bytes"] == size
 
 
 def test_a_table_that_comes_back_to_an_image(

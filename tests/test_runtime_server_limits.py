@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from runtime.__main__ import main
@@ -21,7 +23,8 @@ from runtime.server.app import build_app
 from runtime.server.guard import Guard
 from runtime.server.metrics import Metrics
 from runtime.server.models import Models
-from runtime.server.settings import TOKEN_VARIABLE, ServerSettings
+from runtime.server.settings import TOKEN_VARIABLE, ServerSettings, is_loopback
+from tests.runtime_support import ROOT
 from tests.server_support import TOKEN, Server, chat, encoded
 
 MODEL = "reference-onnx"
@@ -343,3 +346,15 @@ def test_the_guard_closes_what_is_no_http() -> None:
 
     asyncio.run(run())
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_the_examples_start_what_there_is() -> None:
+    folder = ROOT / "docs" / "examples"
+    (line,) = re.findall(r"^ExecStart=(.*)$", (folder / "blip-edge.service").read_text(), re.M)
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["blip-edge"]
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", service["build"]["dockerfile_inline"], re.M)
+    for command in (line.split(), [*json.loads(entry), *service["command"]]):
+        options = build_parser().parse_args(command[1:])
+        assert options.command == "serve"
+        assert options.token_file is not None
+        assert not is_loopback(options.host)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -22,8 +27,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import Captioner, Matcher, QuestionAnswerer
+from runtime.generation.settings import GenerationSettings
 from runtime.server.chat import Spoken
-from tests.runtime_support import THREADS
+from tests.runtime_support import ROOT, THREADS
 from tests.server_support import IMAGES, Server, chat, data_url, encoded, serving
 
 MODEL = "reference-onnx"
@@ -124,6 +130,11 @@ def test_openai_client_captions_and_answers(
     assert asked.usage.prompt_tokens > caption.usage.prompt_tokens
     cut = assistant.chat.completions.create(**chat(MODEL, max_tokens=2))
     assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 2)
+    scored = assistant.chat.completions.create(**chat(MODEL, logprobs=True))
+    tokens = scored.choices[0].logprobs.content
+    assert len(tokens) == caption.usage.completion_tokens
+    mean = sum(token.logprob for token in tokens) / len(tokens)
+    assert scored.model_extra["blip_edge"]["confidence"] == pytest.approx(math.exp(mean))
     sampled = [
         assistant.chat.completions.create(**chat(MODEL, temperature=1.5, seed=7, n=2))
         for _ in range(2)
@@ -174,6 +185,28 @@ def test_curl_needs_no_options_but_the_picture(server: Server, captions: list[st
     assert json.loads(result.stdout)["text"] == captions[0]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl; install it")
+def test_what_the_page_of_docs_shows_works(server: Server, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
+    IMAGES[0].save(tmp_path / "photo.jpg", quality=100, subsampling=0)
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("curl ")]
+    assert len(commands) >= 5
+    for command in commands:
+        result = subprocess.run(
+            [*command, "-sS"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert not json.loads(result.stdout).keys() & {"error"}, command
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    result = subprocess.run(
+        [sys.executable, "-c", program.replace("reference-openvino", MODEL)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "three"
+
+
 def test_many_at_a_time_each_get_their_own_answer(client: httpx.Client, captions: list[str]):
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(
@@ -201,6 +234,8 @@ def test_answers_are_as_the_description_says(client: httpx.Client) -> None:
     check("Server", client.get("/server.json").json())
     check("Status", client.get("/healthz").json())
     check("Status", client.get("/readyz").json())
+    given = set(description["components"]["schemas"]["Generation"]["properties"])
+    assert given == {item.name for item in fields(GenerationSettings)}
     for path, methods in description["paths"].items():
         for method in methods:
             response = client.request(method, path.replace("{model}", MODEL), content=b"")
@@ -337,11 +372,13 @@ def test_what_is_not_even_http_fails_none(server: Server, client: httpx.Client) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_ten_thousand_malformed_requests_fail_none(client: httpx.Client) -> None:
     ask_anything(client, 10_000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_memory_is_flat_over_ten_thousand_requests(server: Server, client: httpx.Client) -> None:
     def resident_mib() -> float:
         pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]

@@ -154,6 +154,21 @@ def test_answers_to_uneven_questions(openvino_artifacts: Path, mode: str, beams:
     assert found[0] == found[1]
 
 
+def test_a_batch_leaves_no_tensors_behind(openvino_artifacts: Path) -> None:
+    with Captioner.from_artifacts(openvino_artifacts, threads=1) as captioner:
+        decoder = captioner.session("text_decoder")
+        net = decoder.net(None)
+        image = draw(make_scene(0))
+        for images in (1, 3, 1):
+            captioner([image] * images)
+            request = decoder.borrow(net)
+            held = request.get_tensor(net.inputs[-1].artifact_name).get_shape()
+            # Of a batch it is a new one, which holds nothing.
+            assert held[0] == (1 if images == 1 else 0)
+            if images == 1:
+                decoder.give_back(net, request)
+
+
 def test_question_states_are_projected_without_a_copy(openvino_artifacts: Path) -> None:
     artifacts = Artifacts.open(openvino_artifacts, "vqa")
     size = artifacts.manifest.dimensions.hidden_size

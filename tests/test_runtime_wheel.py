@@ -120,12 +120,14 @@ def test_the_wheel_holds_the_runtime_and_nothing_else(wheel: Path) -> None:
         metadata = Parser().parsestr(archive.read(f"{information}/METADATA").decode())
     assert {name.split("/")[0] for name in names} == {"blip_edge", information}
     modules = {path.relative_to(ROOT / "runtime") for path in (ROOT / "runtime").rglob("*.py")}
-    wanted = {f"blip_edge/{path.as_posix()}" for path in modules} | {"blip_edge/py.typed"}
+    page = {path.relative_to(ROOT / "runtime") for path in (ROOT / "runtime").rglob("page/*")}
+    wanted = {f"blip_edge/{path.as_posix()}" for path in modules | page} | {"blip_edge/py.typed"}
     assert {name for name in names if name.startswith("blip_edge/")} == wanted
     assert f"{information}/licenses/LICENSE" in names
     assert wheel.name == f"blip_edge-{__version__}-py3-none-any.whl"
     assert metadata["Requires-Python"] == ">=3.8"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"onnxruntime", "openvino"}
+    extras = {"onnxruntime", "openvino", "serve", "signing"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra" not in line]
     assert sorted(line.split(">")[0] for line in needed) == ["numpy", "pillow", "tokenizers"]
     assert str(metadata.get_payload()).startswith("# blip-edge")

@@ -76,28 +76,53 @@ def locked(lock: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("lock", "requirements"),
+    ("locks", "requirements"),
     [
-        (setup_environment.LOCK, ("pipeline.txt", "development.txt")),
-        (setup_tpu.LOCK, ("tpu.txt",)),
+        (
+            (setup_environment.LOCK, setup_environment.CUDA_LOCK),
+            ("pipeline.txt", "development.txt"),
+        ),
+        ((setup_tpu.LOCK,), ("tpu.txt",)),
     ],
 )
-def test_every_pinned_package_is_locked(lock: Path, requirements: tuple[str, ...]) -> None:
+def test_every_pinned_package_is_locked(
+    locks: tuple[Path, ...], requirements: tuple[str, ...]
+) -> None:
     lines = [
         line.strip()
         for name in requirements
         for line in (ROOT / "requirements" / name).read_text().splitlines()
         if "==" in line
     ]
-    missing = {plain(line) for line in lines} - locked(lock)
+    missing = {plain(line) for line in lines} - set[str]().union(*map(locked, locks))
     assert not missing, f"run: python -m scripts.lock_requirements ({missing})"
 
 
 def test_what_cuda_needs_is_apart() -> None:
+    cuda = locked(setup_environment.CUDA_LOCK)
     assert not any(lock_requirements._CUDA.match(pin) for pin in locked(setup_environment.LOCK))
-    assert all(lock_requirements._CUDA.match(pin) for pin in locked(setup_environment.CUDA_LOCK))
-    (torch,) = lock_requirements._CPU_BUILDS
-    assert plain(torch) in locked(setup_environment.LOCK)
+    assert all(lock_requirements._CUDA.match(pin) for pin in cuda)
+    # The same release, whichever build.
+    (torch,) = locked(setup_environment.CPU_LOCK)
+    assert torch.removesuffix("+cpu") in cuda
+
+
+def test_without_a_cpu_build_torch_comes_with_cuda(
+    environment: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = setup_environment.run_logged
+    monkeypatch.setattr(
+        setup_environment,
+        "run_logged",
+        lambda command, label: (
+            run(command, label) or int(str(setup_environment.CPU_LOCK) in command)
+        ),
+    )
+    assert setup_environment.main() == 0
+    assert [c[c.index("-r") + 1] for c in environment if "-r" in c][1:] == [
+        str(setup_environment.CPU_LOCK),
+        str(setup_environment.CUDA_LOCK),
+    ]
 
 
 @pytest.fixture
@@ -116,7 +141,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[st
     monkeypatch.setattr(setup_environment, "ENVIRONMENT", tmp_path / ".venv")
     monkeypatch.setattr(setup_environment, "LOG", setup_environment.ROOT / ".cache" / "t.log")
     monkeypatch.setattr(setup_environment, "run_logged", run)
-    monkeypatch.setattr(setup_environment, "_has_cuda", lambda python: False)  # noqa: ARG005
     lock = Path(shutil.copy(setup_environment.LOCK, tmp_path))
     monkeypatch.setattr(setup_environment, "LOCK", lock)
     return commands
@@ -124,9 +148,13 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[st
 
 def test_set_up_takes_only_files_that_the_lock_names(environment: list[list[str]]) -> None:
     assert setup_environment.main() == 0
-    _, packages, own = environment
-    assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(packages)
-    assert packages[packages.index("-r") + 1] == str(setup_environment.LOCK)
+    _, packages, torch, own = environment
+    for command, lock in (
+        (packages, setup_environment.LOCK),
+        (torch, setup_environment.CPU_LOCK),
+    ):
+        assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(command)
+        assert command[command.index("-r") + 1] == str(lock)
     assert {"--no-deps", "--no-build-isolation"} <= set(own)
 
 
@@ -139,7 +167,7 @@ def test_set_up_goes_by_content(environment: list[list[str]]) -> None:
     setup_environment.LOCK.write_text("# changed\n")
     assert setup_environment.main() == 0
     # The same environment, its packages brought up to date.
-    assert len(environment) == done + 2
+    assert len(environment) == done + 3
 
 
 def test_a_moved_environment_is_made_anew(
@@ -190,3 +218,13 @@ def test_a_dry_run_sets_nothing_up(tmp_path: Path, goal: str) -> None:
     calls = make(tmp_path, goal, "DRY_RUN=1")
     assert calls
     assert not any("setup" in call for call in calls)
+
+
+def test_a_dry_run_without_an_environment_is_one_line(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run(
+        ["/usr/bin/env", "make", "ir", "DRY_RUN=1"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: a dry run needs .venv and makes none; run: make setup")
+    assert list(tmp_path.iterdir()) == [tmp_path / "Makefile"]

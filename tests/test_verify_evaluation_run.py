@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from configs.errors import InputError
 from configs.schema import EvaluateConfig
 from pipeline.command import select
 from pipeline.scenes import caption, draw, make_scene, questions
@@ -108,6 +109,24 @@ def test_a_result_says_what_was_measured_on_what(results: dict[str, Evaluation])
         assert case["answer"] == case["checkpoint"]
     scores = [case["score"] for case in subject["worst"]]
     assert scores == sorted(scores)
+
+
+def test_questions_choose_among_answers_as_the_checkpoint_does(folder: Path) -> None:
+    answers = folder / "answers.txt"
+    answers.write_text("red\n\nblue\ngreen\nyes\nno\none\ntwo\nthree\na ring\nring\nred\n")
+    config = write_config(folder)
+    (found,) = run(config, "vqa", answers=str(answers), answer_candidates=4)
+    assert found.record["settings"]["answer_candidates"] == 4
+    (subject,) = found.record["subjects"]
+    assert subject["agreement"]["rate"] == 1.0
+    given = set(answers.read_text().split("\n"))
+    assert {case["answer"] for case in subject["worst"]} <= given
+    generated = run(config, "vqa")[0].record
+    assert generated["settings"]["answers"] is None
+    assert found.record["settings"]["answers"]
+    answers.write_text("\n")
+    with pytest.raises(InputError, match="answer per line"):
+        run(config, "vqa", answers=str(answers))
 
 
 def test_matching_reports_both_directions(results: dict[str, Evaluation]) -> None:

@@ -49,6 +49,10 @@ FAULTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "repeated n-grams",
         lambda: patch.object(settings, "ban_repeated_ngrams", lambda *_: None),
     ),
+    "forbidden words": (
+        "forbidden words",
+        lambda: patch.object(settings, "ban_words", lambda *_: None),
+    ),
     "no top-k": ("sampling", lambda: patch.object(settings, "keep_top_k", lambda *_: None)),
     "no top-p": ("sampling", lambda: patch.object(settings, "keep_top_p", lambda *_: None)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,8 +20,13 @@ class Part:
     calls: Mapping[NetName, int]
 
 
-def parts(task: Task, nets: set[NetName], tokens: int) -> tuple[Part, ...]:
+def parts(
+    task: Task, nets: set[NetName], tokens: int, per_pass: float | None = None
+) -> tuple[Part, ...]:
     """The parts of a task.
+
+    ``per_pass`` are the tokens that a pass yields which checks drafted ones, as measured; None
+    where the first pass's net cannot. All passes then run that net.
 
     A caption or answer of ``tokens`` tokens, its end included, takes one decoder call per token:
     each call yields one, and the last one need not be fed. A match is the matching head's; the
@@ -35,7 +41,11 @@ def parts(task: Task, nets: set[NetName], tokens: int) -> tuple[Part, ...]:
     decoding = {first: 1, step: tokens - 1} if first in nets else {step: tokens}
     decoding = {net: count for net, count in decoding.items() if count}
     if task == "caption":
-        return (Part("caption", {vision: 1, cross: 1, **decoding}),)
+        whole = Part("caption", {vision: 1, cross: 1, **decoding})
+        if per_pass is None:
+            return (whole,)
+        checks = {vision: 1, cross: 1, first: math.ceil(tokens / per_pass)}
+        return (whole, Part("caption, drafted", checks))
     return (Part("image", {vision: 1}), Part("question", {text: 1, cross: 1, **decoding}))
 
 

@@ -17,8 +17,8 @@ def _library() -> Any:
         import model_signing
     except ImportError:
         raise BackendError(
-            "signatures need model-signing and Python 3.9 or later; run: pip install model-signing "
-            "(checksums and statements are checked without it)"
+            "signatures need model-signing, pyOpenSSL and Python 3.9 or later; run: "
+            "pip install model-signing pyopenssl (checksums and statements need neither)"
         ) from None
     return model_signing
 

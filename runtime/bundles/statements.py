@@ -69,10 +69,24 @@ def check_statements(folder: Path, digests: Mapping[str, str]) -> Dict[str, Any]
             which = other[0].get("name") if other and isinstance(other[0], dict) else "subject"
             raise BundleError(f"{name}: {which}: the statement is not about this bundle's files")
         predicates[name] = data.get("predicate")
+    if _byproduct(predicates[PROVENANCE_FILE]) != [byproduct(digests)]:
+        raise BundleError(f"{PROVENANCE_FILE}: byproducts: {VERDICT_FILE} is not the one made then")
     verdict = predicates[VERDICT_FILE]
     if not isinstance(verdict, dict):
         raise BundleError(f"{VERDICT_FILE}: predicate: missing")
     return verdict
+
+
+def byproduct(digests: Mapping[str, str]) -> Dict[str, Any]:
+    """How the provenance names the verdict, which no subject can."""
+    return {"name": VERDICT_FILE, "digest": {"sha256": digests[VERDICT_FILE]}}
+
+
+def _byproduct(predicate: Any) -> Any:
+    try:
+        return predicate["runDetails"]["byproducts"]
+    except (LookupError, TypeError):
+        return None
 
 
 def check_verdict(verdict: Mapping[str, Any], described: Description, found: Shipped) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
 from ..preprocessing.images import MAXIMUM_PIXELS, load_image
+from .inputs import image_source
 from .reports import Line
 
 _TILE_WIDTH = 384
@@ -23,19 +24,25 @@ _BACKGROUND = (255, 255, 255)
 _INK = (20, 20, 20)
 
 
-def check_writable(path: Path) -> None:
-    """Looks, before any work, whether a picture could be written to a file.
+def check_writable(path: Path, font: Optional[Path] = None) -> None:
+    """Looks, before any work, whether a picture could be written to a file, with a font.
 
     Raises:
-        InputError: no such folder, or no kind of picture that Pillow writes.
+        InputError: no such folder, no kind of picture that Pillow writes, or no font.
     """
+    _font(font)
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"--show {path}: name a file in a folder that exists")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise InputError(f"--show {path}: no kind of picture; name a .png or .jpg file")
 
 
-def draw_results(lines: List[Line], path: Path, maximum_pixels: int = MAXIMUM_PIXELS) -> None:
+def draw_results(
+    lines: List[Line],
+    path: Path,
+    maximum_pixels: int = MAXIMUM_PIXELS,
+    font: Optional[Path] = None,
+) -> None:
     """Writes a picture of up to 60 images, each above what was said of it on every target.
 
     Raises:
@@ -46,9 +53,14 @@ def draw_results(lines: List[Line], path: Path, maximum_pixels: int = MAXIMUM_PI
         by_image.setdefault(line.image, []).append(line)
     if not by_image:
         raise InputError(f"--show {path}: no result to draw")
+    letters = _font(font)
     several = len({line.target for line in lines}) > 1
     tiles = [
-        _tile(load_image(image, maximum_pixels=maximum_pixels), _texts(mine, several))
+        _tile(
+            load_image(image_source(image), maximum_pixels=maximum_pixels),
+            _texts(mine, several),
+            letters,
+        )
         for image, mine in list(by_image.items())[:_MOST_TILES]
     ]
     columns = min(_COLUMNS, len(tiles))
@@ -77,7 +89,7 @@ def _texts(lines: List[Line], several: bool) -> List[str]:
     return texts
 
 
-def _tile(image: Image.Image, texts: List[str]) -> Image.Image:
+def _tile(image: Image.Image, texts: List[str], font: Any) -> Image.Image:
     width = _TILE_WIDTH - 2 * _MARGIN
     height = max(1, round(image.height * width / image.width))
     wrapped = [part for text in texts for part in textwrap.wrap(text, _CHARACTERS) or [""]]
@@ -89,14 +101,19 @@ def _tile(image: Image.Image, texts: List[str]) -> Image.Image:
     shown = image.resize((width, height))
     shown.thumbnail((width, 2 * width))
     tile.paste(shown, (_MARGIN + (width - shown.width) // 2, _MARGIN))
-    pen, font = ImageDraw.Draw(tile), _font()
+    pen = ImageDraw.Draw(tile)
     for index, text in enumerate(wrapped):
         top = shown.height + 2 * _MARGIN + index * _LINE_HEIGHT
         pen.text((_MARGIN, top), text, fill=_INK, font=font)
     return tile
 
 
-def _font() -> Any:
+def _font(path: Optional[Path]) -> Any:
+    if path is not None:
+        try:
+            return ImageFont.truetype(str(path), _TEXT_SIZE)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"--font {path}: {error}; name a TrueType or OpenType font") from None
     try:
         return ImageFont.load_default(_TEXT_SIZE)
     except (TypeError, OSError):

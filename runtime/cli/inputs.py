@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import glob
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 from ..errors import InputError
 from ..files.image_names import image_files
 
 _IMAGE_COLUMN = "image"
+#: The name of an image that is read from standard input.
+STANDARD_INPUT = Path("-")
 #: What is not UTF-8 is kept as it is: the text that holds it is refused, the others are not.
 NOT_UNICODE = "surrogateescape"
 
@@ -27,23 +31,41 @@ class WorkItem:
     problem: Optional[str] = None
 
     @property
-    def source(self) -> Path:
+    def source(self) -> Union[Path, bytes]:
         """The image to work on.
 
         Raises:
-            InputError: the row names none.
+            InputError: the row names none, or standard input cannot be read.
         """
         if self.problem is not None:
             raise InputError(self.problem)
-        return self.image
+        return image_source(self.image)
+
+
+def image_source(image: Path) -> Union[Path, bytes]:
+    """The path of an image, or the image that standard input holds."""
+    return _standard_input() if image == STANDARD_INPUT else image
+
+
+@lru_cache(maxsize=None)
+def _standard_input() -> bytes:
+    from ..preprocessing.images import MAXIMUM_FILE_BYTES
+
+    try:
+        data: bytes = sys.stdin.buffer.read(MAXIMUM_FILE_BYTES + 1)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"-: standard input cannot be read ({error})") from None
+    if len(data) > MAXIMUM_FILE_BYTES:
+        raise InputError(f"-: at most {MAXIMUM_FILE_BYTES} bytes are read")
+    return data
 
 
 def image_paths(names: Sequence[str], *, recursive: bool = False) -> List[Path]:
     """Image files, each once; folders and patterns are replaced by their images, sorted by name.
 
     Args:
-        names: files, folders, or patterns such as ``photos/**/*.jpg``. A file that does not exist
-            is kept: it is reported when its turn comes.
+        names: files, folders, patterns such as ``photos/**/*.jpg``, or ``-``. A file that does
+            not exist is kept: it is reported when its turn comes.
         recursive: look into the folders inside folders too.
 
     Raises:
@@ -125,15 +147,37 @@ def _rows(table: Path, folder: Path, column: str) -> Iterator[WorkItem]:
         yield WorkItem(folder / image, tuple(texts), tuple(places))
 
 
-def text_lines(path: Path) -> List[Tuple[str, str]]:
+def text_lines(path: Path, option: str = "--texts") -> List[Tuple[str, str]]:
     """Texts of a file, one per line, each after its place; empty lines are left out.
 
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        content = path.read_text(encoding="utf-8-sig", errors=NOT_UNICODE)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--texts {path}: cannot be read ({error})") from None
+    content = _content(option, path)
     lines = [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), start=1)]
     return [(place, line.strip()) for place, line in lines if line.strip()]
+
+
+def prompted(items: Sequence[WorkItem], path: Path) -> List[WorkItem]:
+    """Images with the prompts of a file, a line for each; an empty line is a free caption.
+
+    Raises:
+        InputError: the file cannot be read, or has not as many lines as there are images.
+    """
+    prompts = [line.strip() for line in _content("--prompt-file", path).splitlines()]
+    if len(prompts) != len(items):
+        raise InputError(
+            f"--prompt-file {path}: {len(prompts)} lines for {len(items)} images; write one for "
+            "each, or a table (--csv)"
+        )
+    return [
+        WorkItem(item.image, (prompt,), (f"{path}:{number}",))
+        for number, (item, prompt) in enumerate(zip(items, prompts), start=1)
+    ]
+
+
+def _content(option: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors=NOT_UNICODE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{option} {path}: cannot be read ({error})") from None

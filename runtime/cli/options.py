@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..errors import InputError
 from ..files.image_names import MAXIMUM_PIXELS
 from ..generation.settings import TRUNCATED_TOKENS, GenerationSettings
 from ..sessions.session import MODE_CHOICES, PERFORMANCE_HINTS
-from ..tasks.artifacts import HOST_TARGETS, OPENVINO_TARGETS, check_device, fits
+from ..tasks.artifacts import HOST_TARGETS, OPENVINO_TARGETS, check_device, default_target, fits
 from .reports import printable
 
 #: An unpacked bundle has this file (runtime/bundles/format.py).
@@ -22,7 +21,12 @@ DEFAULT_ARTIFACTS = os.environ.get("BLIP_EDGE_ARTIFACTS") or (
     "." if Path(BUNDLE).is_file() else "models/artifacts/reference"
 )
 
-_TARGET = "openvino"
+#: Of a server, for the next question about a picture.
+_SERVED_MIB = 64
+#: The task of each command that runs one.
+_TASKS = {"caption": "caption", "vqa": "vqa", "match": "itm"}
+#: ``runtime.tasks.matching`` has their meaning; other commands do not load it.
+_RANKINGS = ("itm", "itc", "sum")
 _OPENVINO_ONLY = ("mode", "performance_hint", "cache", "no_cache")
 #: Arguments of generation that do nothing without another one.
 _NEEDED = {
@@ -43,20 +47,32 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(version: str) -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = _Parser(
         prog="blip-edge",
         description="Captions images, answers questions about them and matches them with texts, on "
         "onnxruntime, OpenVINO and SOPHON chips.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.required = True
 
     caption = commands.add_parser("caption", help="describe images")
-    _add_images(caption)
+    _add_images(caption, "prompt")
     caption.add_argument("--prompt", default=None, help="words the caption starts with")
+    caption.add_argument(
+        "--prompt-file", type=Path, help="a prompt per line, one for each image, in their order"
+    )
+    caption.add_argument(
+        "--score",
+        action="append",
+        default=[],
+        metavar="CAPTION",
+        help="say how likely this caption is, instead of writing one; may be repeated",
+    )
     _add_generation(caption)
+    _add_sidecar(caption)
     _add_output(caption)
 
     answer = commands.add_parser("vqa", help="answer questions about images")
@@ -67,6 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="a question, asked of every image; may be repeated; without any, questions are read "
         "line by line",
+    )
+    answer.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE",
+        help="choose among the answers of this file, one per line, as BLIP's own evaluation does",
+    )
+    answer.add_argument(
+        "--answer-candidates",
+        type=_at_least_one,
+        metavar="K",
+        help="with --answers: score the K whole whose first token is most likely (128)",
     )
     _add_truncation(answer)
     _add_generation(answer)
@@ -80,7 +108,30 @@ def build_parser() -> argparse.ArgumentParser:
         "--top-k",
         type=int,
         default=None,
-        help="rank by cosine and let the matching head score only the best K (default: score all)",
+        help="rank by cosine and let the matching head score only the best K (default: score all); "
+        "with --load, print the best K images of each text",
+    )
+    match.add_argument(
+        "--rank-by",
+        choices=_RANKINGS,
+        default=_RANKINGS[0],
+        help="itm: the matching head's probability; itc: the cosine alone; sum: as BLIP's own "
+        "retrieval, the head's logit plus the cosine (%(default)s)",
+    )
+    match.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="leave out what --rank-by scores lower",
+    )
+    match.add_argument(
+        "--per-text", action="store_true", help="sort the images of each text, not texts of images"
+    )
+    match.add_argument(
+        "--save", type=Path, metavar="FILE", help="keep the images' features in this .npz file"
+    )
+    match.add_argument(
+        "--load", type=Path, metavar="FILE", help="search the images of such a file, by cosine"
     )
     _add_truncation(match)
     _add_output(match)
@@ -112,6 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument(
         "--allow-unverified", action="store_true", help="accept one made with UNVERIFIED=1"
     )
+    completion = commands.add_parser("completion", help="print a script that completes commands")
+    completion.add_argument("shell", choices=("bash", "zsh"))
 
     info = commands.add_parser("info", help="describe an artifact folder")
     info.add_argument(
@@ -159,7 +212,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_pixels(group)
     _add_truncation(parser)
     _add_backend(parser)
-    parser.set_defaults(command="serve")
+    parser.set_defaults(command="serve", image_cache=_SERVED_MIB)
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
@@ -183,17 +236,13 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
 
 def _add_images(parser: argparse.ArgumentParser, column: Optional[str] = None) -> None:
     parser.add_argument(
-        "images", nargs="*", help="image files, folders of images, or patterns such as 'a/**/*.jpg'"
+        "images",
+        nargs="*",
+        help="image files, folders of images, patterns such as 'a/**/*.jpg', or - for standard "
+        "input",
     )
     parser.add_argument("--recursive", action="store_true", help="look into folders in folders")
     _add_pixels(parser)
-    parser.add_argument(
-        "--image-cache",
-        type=_at_least_one,
-        metavar="MIB",
-        help="memory for what was made of the latest images, so that one that comes again takes no "
-        "vision (default: none)",
-    )
     parser.set_defaults(csv=None)
     if column is not None:
         parser.add_argument(
@@ -214,6 +263,13 @@ def _add_pixels(parser: argparse._ActionsContainer) -> None:
         help="larger images are reported, not decoded; each takes up to 8 bytes per pixel "
         "(%(default)s)",
     )
+    parser.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none; of a server 64)",
+    )
 
 
 def _add_truncation(parser: argparse.ArgumentParser) -> None:
@@ -231,7 +287,9 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--artifacts", default=DEFAULT_ARTIFACTS, help="pipeline or task folder (%(default)s)"
     )
     group.add_argument(
-        "--target", default=None, help=f"onnx, openvino or a chip, e.g. bm1684x ({_TARGET})"
+        "--target",
+        default=None,
+        help="onnx, openvino or a chip, e.g. bm1684x (openvino, or the only one that is there)",
     )
     group.add_argument(
         "--precision",
@@ -262,6 +320,13 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
     )
+    group.add_argument(
+        "--image-cache",
+        type=_at_least_one,
+        metavar="MIB",
+        help="memory for what was made of the latest images, so that one that comes again takes no "
+        "vision (default: none)",
+    )
     group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
     group.add_argument(
         "--no-verify-digest", action="store_true", help="load files without comparing digests"
@@ -278,20 +343,61 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object per line")
     group.add_argument("--show", type=Path, default=None, help="draw images with text to this file")
+    group.add_argument(
+        "--font", type=Path, default=None, help="--show writes with this TrueType or OpenType font"
+    )
     group.add_argument("--timing", action="store_true", help="mean time per stage")
+
+
+def _add_sidecar(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("captions beside the images")
+    group.add_argument(
+        "--sidecar", metavar="txt", help="write each caption to a file beside its image, so ending"
+    )
+    group.add_argument("--prefix", default=None, help="what such a file begins with")
+    group.add_argument("--suffix", default=None, help="what it ends with")
+    group.add_argument(
+        "--existing",
+        choices=("skip", "overwrite"),
+        default=None,
+        help="images that have such a file already (skip: a run goes on where one ended)",
+    )
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation (as in HuggingFace generate)")
     for item in fields(GenerationSettings):
-        flag = _flag(item.name)
-        if item.name == "do_sample":
-            group.add_argument(flag, action="store_true", default=None)
+        flag, meaning = _flag(item.name), item.metadata.get("help", "")
+        if item.default is not None and not isinstance(item.default, bool):
+            meaning += f" ({item.default})"
+        if item.name == "output_scores":
+            group.add_argument(
+                "--confidence",
+                flag,
+                dest=item.name,
+                action="store_true",
+                default=None,
+                help="say how sure the model is of each text, even where that takes longer",
+            )
+        elif item.name == "bad_words_ids":
+            # Words are easier to write.
+            continue
+        elif item.name == "bad_words":
+            group.add_argument(flag, action="append", metavar="WORDS", help=meaning)
+        elif item.name == "suppress_tokens":
+            group.add_argument(flag, type=_ids, metavar="ID,ID", help=meaning)
+        elif item.name == "do_sample":
+            group.add_argument(flag, action="store_true", default=None, help=meaning)
         elif item.name == "early_stopping":
-            group.add_argument(flag, choices=("true", "false", "never"), default=None)
+            choices = ("true", "false", "never")
+            group.add_argument(flag, choices=choices, default=None, help=meaning)
         else:
             kind = float if isinstance(item.default, float) else int
-            group.add_argument(flag, type=kind, default=None, metavar=kind.__name__)
+            group.add_argument(flag, type=kind, default=None, metavar=kind.__name__, help=meaning)
+
+
+def _ids(text: str) -> List[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def generation_arguments(options: argparse.Namespace) -> Dict[str, Any]:
@@ -369,18 +475,12 @@ def targets(options: argparse.Namespace) -> List[str]:
     return names
 
 
-def _bundled_target(folder: str) -> Optional[str]:
-    """The one target of an unpacked bundle; None for any other folder."""
-    try:
-        data = json.loads((Path(folder) / BUNDLE).read_text(encoding="utf-8"))
-        return str(data["target"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def _named_targets(options: argparse.Namespace) -> List[str]:
     if options.compare is None:
-        return [options.target or _bundled_target(options.artifacts) or _TARGET]
+        # A server runs every task that is there.
+        tasks = [_TASKS[options.command]] if options.command in _TASKS else _TASKS.values()
+        found = (default_target(options.artifacts, task) for task in tasks)
+        return [options.target or next((n for n in found if n not in OPENVINO_TARGETS), "openvino")]
     if options.target is not None:
         raise _idle("target", "beside --compare")
     names = [name.strip() for name in options.compare.split(",") if name.strip()]

@@ -11,7 +11,19 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, TextIO, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    TextIO,
+    Tuple,
+)
 
 from ..decoding.batching import Timings
 
@@ -49,9 +61,14 @@ def say(text: str, stream: Optional[TextIO] = None) -> None:
 
 
 def say_json(record: Mapping[str, Any]) -> None:
-    """Prints one JSON object; NaN and infinity, which JSON does not have, are an error."""
-    # ASCII alone: every control character is an escape, but for the last one of ASCII itself.
-    print(json.dumps(record, allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+    """Prints one JSON object; NaN and infinity, which JSON does not have, are an error.
+
+    What is no ASCII stays as it is where standard output is UTF-8; what could move a cursor or
+    break the line is an escape everywhere.
+    """
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(record, allow_nan=False, ensure_ascii=not unicode)
+    print(_UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text), flush=True)
 
 
 @dataclass(frozen=True)
@@ -67,13 +84,19 @@ class Line:
     rank: int = 0
     #: what its user should know of the question or text
     warning: Optional[str] = None
+    #: people see how sure the model is
+    confident: bool = False
 
     @property
     def shown(self) -> List[str]:
         """The result for people, and its alternatives, a line each."""
-        others = [str(one["text"]) for one in self.fields.get("alternatives", [])]
-        first = f"#{self.rank}  {self.text}" if self.rank else self.text
-        return [first, *others]
+        others = [self._sure(one["text"], one) for one in self.fields.get("alternatives", [])]
+        first = self._sure(self.text, self.fields)
+        return [f"#{self.rank}  {first}" if self.rank else first, *others]
+
+    def _sure(self, text: str, fields: Mapping[str, Any]) -> str:
+        known = fields.get("confidence") if self.confident else None
+        return text if known is None else f"{text}  confidence {known:.4f}"
 
     def record(self) -> Dict[str, Any]:
         """The result for programs."""
@@ -131,13 +154,16 @@ class Report:
             keep_images: images whose results are kept in ``lines``.
         """
         self._as_json = as_json
-        self._columns = columns
+        #: layout of the table
+        self.columns = columns
         self._grouped = columns is not None and columns.several_targets
         self._keep = keep_images
         self._kept: Set[Path] = set()
         self._header_printed = False
         self.lines: List[Line] = []
         self.problems = 0
+        #: called with each result
+        self.also: Optional[Callable[[Line], None]] = None
         self._said: Set[str] = set()
         self._said_before: Set[str] = set()
         self._cut: Dict[str, int] = {}
@@ -147,6 +173,8 @@ class Report:
         if self._grouped or len(self._kept | {line.image}) <= self._keep:
             self._kept.add(line.image)
             self.lines.append(line)
+        if self.also is not None:
+            self.also(line)
         finished = line.fields.get("finished", "end")
         self._cut[finished] = self._cut.get(finished, 0) + 1
         if line.warning is not None:
@@ -156,18 +184,29 @@ class Report:
                 say(warning, sys.stderr)
         if self._as_json:
             say_json(line.record())
-        elif self._columns is not None and not self._grouped:
-            self._print_row(line, self._columns)
+        elif self.columns is not None and not self._grouped:
+            self._print_row(line, self.columns)
 
-    def problem(self, message: str, **fields: Any) -> None:
-        """Reports an input that is skipped; ``fields`` tell programs which one."""
+    def problem(
+        self, message: str, each: Sequence[Mapping[str, Any]] = ({},), **fields: Any
+    ) -> None:
+        """Reports an input that is skipped.
+
+        Args:
+            message: what is wrong.
+            each: for programs, one row for every result that there is none of: its text.
+            **fields: for programs, what it is about.
+        """
         self.problems += 1
         self._said.add(message)
         if message in self._said_before:
             return
         if self._as_json:
-            first = {"image": fields["image"]} if "image" in fields else {}
-            say_json({**first, "error": message, **fields})
+            first: Dict[str, Any] = {
+                name: fields.pop(name) for name in ("image", "target") if name in fields
+            }
+            for more in each:
+                say_json({**first, "error": message, **fields, **more})
         else:
             say(f"error: {message} (skipped)", sys.stderr)
 
@@ -205,7 +244,7 @@ class Report:
 
     def print_table(self) -> None:
         """Prints the results of several targets for people, grouped by image."""
-        columns = self._columns
+        columns = self.columns
         if self._as_json or not self._grouped or columns is None or not self.lines:
             return
         asked = columns.subject_width > 0

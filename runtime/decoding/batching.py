@@ -34,6 +34,8 @@ FIXED_ROWS = 64
 #: Drafted tokens per pass of nets with dynamic shapes: the most, and what is usual.
 ANY_DRAFTS = 64
 DYNAMIC_DRAFTS = 3
+#: Tokens that such a pass yields with a table of drafts, as measured (docs/performance.md).
+TOKENS_PER_PASS = 1.5
 #: Additive mask value; finite, because an infinite one becomes NaN in half precision.
 MASKED = np.float32(-10000.0)
 CROSS_MASK = "cross_attention_mask"

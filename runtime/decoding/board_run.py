@@ -26,6 +26,7 @@ from .decoder_run import (
     fixed_calls,
     prompt_cuts,
     tokens_of,
+    worth_of_drafts,
 )
 
 
@@ -160,6 +161,10 @@ class DeviceRun(DecoderRun):
             stage = fitting_stage(net, 1, len(given), self._slots)
             found.append(self._call(stage, rows, [list(given)], drafted=drafted))
         return found
+
+    def usual_drafts(self, rows: int) -> int:  # noqa: ARG002 - rows are fed one by one
+        """See ``DecoderRun``."""
+        return worth_of_drafts(self._first, self._step)
 
     def keep(self, counts: Sequence[int]) -> None:
         """See ``DecoderRun``; what a row loses is overwritten."""

@@ -14,6 +14,7 @@ from ..sessions.session import Arrays, DecoderRun, Session
 from .batching import (
     ANY_DRAFTS,
     DYNAMIC_DRAFTS,
+    TOKENS_PER_PASS,
     ArrayDict,
     TokenGrid,
     consecutive,
@@ -216,6 +217,10 @@ class FixedRun(DecoderRun):
         self._before = self._cache.lengths.copy()
         return [self._drafted(row, list(given)) for row, given in enumerate(tokens)]
 
+    def usual_drafts(self, rows: int) -> int:  # noqa: ARG002 - rows are fed one by one
+        """See ``DecoderRun``."""
+        return worth_of_drafts(self._first, self._step)
+
     def keep(self, counts: Sequence[int]) -> None:
         """See ``DecoderRun``; what a row loses is overwritten."""
         self._cache.lengths = self._before + np.array(counts, dtype=np.int64)
@@ -272,6 +277,17 @@ def cross_mask(cross: CrossStates, tokens: int) -> np.ndarray:
 def tokens_of(array: np.ndarray) -> np.ndarray:
     """Token ids ``[rows]`` of a decoder's own choice."""
     return array.reshape(-1).astype(np.int64)
+
+
+def worth_of_drafts(first: Net, step: Net) -> int:
+    """Drafted tokens for each pass of nets of fixed lengths: as many as there is room for.
+
+    None where the compiler's estimates say that such a pass takes longer than the steps it saves.
+    """
+    taken, saved = first.latency_ms, step.latency_ms
+    if taken is not None and saved is not None and taken > TOKENS_PER_PASS * saved:
+        return 0
+    return fixed_axis(first, "self_attention_mask", 2) - 1
 
 
 def answers_of(stage: Net, answers: np.ndarray, real: int, *, drafted: bool) -> np.ndarray:

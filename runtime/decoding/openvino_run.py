@@ -73,6 +73,7 @@ class StatefulRun(DecoderRun):
         if self._net.first_logit is not None:
             self.most_drafts = ANY_DRAFTS
         self._request: Any = None
+        self._most_contexts = 1
         #: places of the caller's rows in the grid, and the context of each row
         self._live: np.ndarray = np.zeros(0, dtype=np.int64)
         self._contexts: np.ndarray = np.zeros(0, dtype=np.int64)
@@ -137,7 +138,8 @@ class StatefulRun(DecoderRun):
         """Gives the model's states free for another generation."""
         request, self._request = self._request, None
         if request is not None:
-            self._session.give_back(self._net, request)
+            # A request keeps the tensors that it was given: of a batch hundreds of MiB.
+            self._session.give_back(self._net, request, again=self._most_contexts == 1)
 
     def __del__(self) -> None:
         self.close()
@@ -148,6 +150,7 @@ class StatefulRun(DecoderRun):
         self._order = order
         self._per_context = max(counts.values())
         self._grid = len(order) * self._per_context
+        self._most_contexts = max(self._most_contexts, len(order))
         self._contexts = contexts
         live = self._free_places(contexts)
         if live is None:

@@ -88,9 +88,14 @@ def read_table(path: Path, vocabulary: int) -> np.ndarray:
     """
     try:
         table: np.ndarray = np.load(str(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ArtifactError(f"{path}: not a table of drafts ({error}); make it again") from None
-    if table.dtype != np.uint64 or table.ndim != 1 or not len(table):
+    if (
+        not isinstance(table, np.ndarray)
+        or table.dtype != np.uint64
+        or table.ndim != 1
+        or not len(table)
+    ):
         raise ArtifactError(f"{path}: not a table of drafts; make it again")
     if int((table & np.uint64(_TOKEN)).max()) >= vocabulary:
         raise ArtifactError(f"{path}: has tokens that this vocabulary does not; make it again")

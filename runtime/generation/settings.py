@@ -46,6 +46,9 @@ class GenerationSettings:
     seed: Optional[int] = _setting(None, "sampling: the same seed draws the same texts")
     repetition_penalty: float = _setting(1.0, "above 1 makes tokens that are there less likely")
     no_repeat_ngram_size: int = _setting(0, "no run of so many tokens comes twice; 0 allows it")
+    bad_words: Union[str, Sequence[str], None] = _setting(
+        None, "a word or phrase that never comes; may be repeated"
+    )
     bad_words_ids: Optional[Sequence[Sequence[int]]] = _setting(
         None, "runs of token ids that never come"
     )
@@ -98,6 +101,8 @@ class GenerationSettings:
         if self.early_stopping not in (True, False, "never"):
             raise InputError(f"early_stopping {self.early_stopping!r}: True, False or 'never'")
         self._check_return_sequences()
+        if not isinstance(self.bad_words, (str, list, tuple, type(None))):
+            raise InputError(f"bad_words {self.bad_words!r:.60}: must be texts")
         for name, rows in (
             ("bad_words_ids", self.bad_words_ids),
             ("suppress_tokens", None if self.suppress_tokens is None else [self.suppress_tokens]),
@@ -110,8 +115,10 @@ class GenerationSettings:
         """Compares the ids that never come with the vocabulary.
 
         Raises:
-            InputError: an id outside it.
+            InputError: an id outside it, or words that a tokenizer did not make ids of.
         """
+        if self.bad_words:
+            raise InputError("bad_words: a task makes ids of them; pass bad_words_ids here")
         for name, rows in (
             ("bad_words_ids", self.bad_words_ids or ()),
             ("suppress_tokens", (self.suppress_tokens or (),)),

@@ -71,7 +71,7 @@ class Desk:
             model = self.models.of(asked.task, asked.target)
             for text in asked.texts:
                 model.task.read_text(text)
-            image = model.task.preprocessor.prepare(asked.image)
+            image = model.task.prepare(asked.image)
             return Taken(model, Job(image, asked.texts, asked.options, on_token), begin)
 
         with self.models.arrivals:

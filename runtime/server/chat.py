@@ -26,12 +26,14 @@ _UNSUPPORTED: Dict[str, Tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "functions": (None, []),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
     "presence_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
     "stop": (None, []),
     "tools": (None, []),
 }
+#: What stands for minus infinity, as in OpenAI's answers.
+_LEAST_LOGPROB = -9999.0
 _ENDS = {"end": "stop", "length": "length", "cache": "length"}
 
 
@@ -43,6 +45,7 @@ class ChatRequest:
     model: str
     stream: bool
     include_usage: bool
+    log_probs: bool
 
 
 def read_chat(body: bytes, models: Dict[str, str]) -> ChatRequest:
@@ -71,7 +74,15 @@ def read_chat(body: bytes, models: Dict[str, str]) -> ChatRequest:
     image, question = _read_messages(given.get("messages"))
     task = "vqa" if question else "caption"
     asked = Asked(task, image, (question,), models[model], _options(given))
-    return ChatRequest(asked, model, stream, stream_options.get("include_usage") is True)
+    include_usage = stream_options.get("include_usage") is True
+    return ChatRequest(asked, model, stream, include_usage, _log_probs(given, stream))
+
+
+def _log_probs(given: Dict[str, Any], stream: bool) -> bool:
+    wanted = given.get("logprobs") or False
+    if not isinstance(wanted, bool) or (wanted and stream):
+        raise bad("logprobs", "must be true or false, and false in streams")
+    return wanted
 
 
 def _read_messages(messages: Any) -> Tuple[bytes, Optional[str]]:
@@ -106,6 +117,7 @@ def _options(given: Dict[str, Any]) -> Dict[str, Any]:
     options: Dict[str, Any] = {
         "max_new_tokens": given.get("max_tokens") if limit is None else limit,
         "num_return_sequences": given.get("n"),
+        "output_scores": given.get("logprobs") or None,
     }
     if given.get("temperature") or given.get("top_p") not in (None, 1):
         names = ("top_p", "seed", "temperature")
@@ -160,7 +172,7 @@ class Chat:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": one.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": self._log_probs(taken, one) if chat.log_probs else None,
                 "finish_reason": _ENDS[one.finished],
             }
             for index, one in enumerate((best, *best.alternatives))
@@ -227,6 +239,17 @@ class Chat:
             taken.job.abandon()
         yield b"data: [DONE]\n\n"
 
+    def _log_probs(self, taken: Taken, found: Generated) -> Dict[str, Any]:
+        """Each new token with its log-probability, as OpenAI writes them."""
+        tokens = found.token_ids[len(found.token_ids) - len(found.log_probs) :]
+        content = []
+        for token, value in zip(tokens, found.log_probs):
+            text = taken.model.task.tokenizer.decode([token])
+            logprob = max(value, _LEAST_LOGPROB)
+            entry = {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+            content.append({**entry, "top_logprobs": []})
+        return {"content": content, "refusal": None}
+
     def _usage(self, taken: Taken, found: List[Generated]) -> Dict[str, int]:
         """Tokens read, the picture's included, and written."""
         task, text = taken.model.task, taken.job.texts[0]
@@ -281,8 +304,8 @@ def _prompt_ids(taken: Taken) -> List[int]:
 
 def _found(taken: Taken, best: Generated) -> Dict[str, Any]:
     """What this server knows besides: the record's other fields, and the time."""
-    record = {k: v for k, v in best.record().items() if k not in ("text", "token_ids", "finished")}
-    record.pop("alternatives", None)
+    known = ("score", "confidence")
+    record = {name: value for name, value in best.record().items() if name in known}
     return {**record, **taken.extras()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Dict, Optional
 
 from starlette.requests import Request
@@ -54,9 +55,17 @@ class RefusedError(Exception):
 
 
 def json_bytes(content: Any) -> bytes:
-    """JSON on one line."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """JSON on one line; what is not finite, which JSON does not have, is null."""
+    text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's

@@ -162,10 +162,11 @@ class OpenVinoSession(Session):
         except queue.Empty:
             return self._compiled[net.name].create_infer_request()
 
-    def give_back(self, net: Net, request: Any) -> None:
-        """Returns a request for others to use."""
+    def give_back(self, net: Net, request: Any, *, again: bool = True) -> None:
+        """Returns a request for others to use; not ``again``: what it holds is let go of."""
         if self._loaded:
-            self._idle[net.name].put(request)
+            if again:
+                self._idle[net.name].put(request)
             # Once per generation: little is read again, but the system maps it 2 MiB at a time.
             for file in self._files:
                 file.forget()

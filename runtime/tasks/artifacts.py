@@ -20,6 +20,8 @@ from ..files.manifests import (
 from ..sessions.session import FilePool, Session, SessionOptions
 
 ONNX_TARGET = "onnx"
+#: What runs where nothing is named and it is there.
+_DEFAULT_TARGET = "openvino"
 #: IR with dynamic shapes, and with fixed ones.
 OPENVINO_TARGETS = ("openvino", "openvino_npu")
 #: Targets that are not SOPHON chips.
@@ -138,6 +140,19 @@ def task_folder(folder: Union[str, Path], task: str) -> Path:
     raise ArtifactError(
         f"{base}: no {task}/{TASK_MANIFEST}; pass a built pipeline's folder (make export)"
     )
+
+
+def default_target(folder: Union[str, Path], task: str) -> str:
+    """The target where none is named: OpenVINO, or what is there if it is the only one."""
+    try:
+        base = task_folder(folder, task)
+        if (base / _DEFAULT_TARGET).is_dir():
+            return _DEFAULT_TARGET
+        there = {item.target for item in component_manifests(base)}
+    except ArtifactError:
+        # Whoever opens the artifacts says what is wrong with them.
+        return _DEFAULT_TARGET
+    return there.pop() if len(there) == 1 else _DEFAULT_TARGET
 
 
 def board_available() -> bool:

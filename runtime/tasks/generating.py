@@ -17,23 +17,23 @@ from typing import (
     Type,
     TypeVar,
     Union,
+    overload,
 )
 
 import numpy as np
 
-from ..decoding.batching import StopSignal, Timings, as_numpy, chunks, like_input, ragged, stage
+from ..decoding.batching import StopSignal, Timings, chunks, stage
 from ..errors import InputError
-from ..generation.generate import OnToken, generate, padded_sequences
+from ..generation.generate import OnToken, generate
 from ..generation.generate import Sequence as TokenSequence
-from ..generation.given import Given
 from ..generation.settings import DRAFT_TABLE, GenerationSettings
 from ..preprocessing.images import ImageSource
 from ..preprocessing.processor import PromptReader, TextReader
-from .given_texts import ScoredAnswers, ScoredCaptions, choice
 from .task import Result, Task, check_pairs
 
 if TYPE_CHECKING:
     from ..generation.drafts import Drafter
+    from ..generation.given import Given
 
 Tokens = Sequence[Sequence[int]]
 
@@ -108,7 +108,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
     _drafts: Optional["Drafter"] = None
 
     @abstractmethod
-    def _sequences(
+    def sequences(
         self,
         pixel_values: np.ndarray,
         rows: Tokens,
@@ -140,55 +140,26 @@ class GeneratingTask(Task[Text], Generic[Text]):
         Returns:
             a numpy array, or a torch tensor if ``pixel_values`` is one.
         """
-        settings = self.settings(**generate_kwargs)
-        pixels = self._pixels(pixel_values)
-        rows: List[List[int]] = [[] for _ in pixels]
-        if input_ids is not None:
-            mask = None if attention_mask is None else as_numpy(attention_mask)
-            rows = ragged(as_numpy(input_ids), mask, self.manifest.text)
-        if len(rows) != len(pixels):
-            raise InputError(
-                f"input_ids: {len(rows)} rows for {len(pixels)} images; pass one per image"
-            )
-        found: List[List[TokenSequence]] = []
-        for part in chunks(range(len(pixels)), self.images_at_once()):
-            picked = slice(part[0], part[-1] + 1)
-            found += self._sequences(pixels[picked], rows[picked], settings, timings)
-        return like_input(padded_sequences(found, self.manifest.text, settings), pixel_values)
+        from .token_ids import generate_ids
 
-    def settings(
-        self, *, bad_words: Union[str, Sequence[str]] = (), **generation: Any
-    ) -> GenerationSettings:
-        """The settings that arguments of generation make.
+        return generate_ids(self, pixel_values, input_ids, attention_mask, timings, generate_kwargs)
 
-        Args:
-            bad_words: words or phrases that never come, beside those of ``bad_words_ids``.
-            **generation: as in ``GenerationSettings``.
+    def settings(self, **generation: Any) -> GenerationSettings:
+        """The settings that arguments of generation make; words are token ids in them.
 
         Raises:
             InputError: an unknown argument, an impossible value, or an empty word.
         """
-        words = [bad_words] if isinstance(bad_words, str) else list(bad_words)
-        ids = [self.tokenizer.encode(word)[1:-1] for word in words]
+        settings = GenerationSettings.from_arguments(**generation)
+        words = settings.bad_words
+        if words is None:
+            return settings
+        texts = [words] if isinstance(words, str) else words
+        ids = [self.tokenizer.encode(text)[1:-1] for text in texts]
         if not all(ids):
             raise InputError("bad_words: one is empty; write something")
-        if ids:
-            generation["bad_words_ids"] = [*(generation.get("bad_words_ids") or ()), *ids]
-        return GenerationSettings.from_arguments(**generation)
-
-    def _pixels(self, pixel_values: Any) -> np.ndarray:
-        """Images from outside as ``[batch, 3, height, width]`` float32."""
-        image, pixels = self.manifest.image, as_numpy(pixel_values)
-        wanted = (3, image.height, image.width)
-        if pixels.shape[1:] != wanted or not len(pixels) or pixels.dtype.kind not in "fiu":
-            raise InputError(
-                f"pixel_values of shape {list(pixels.shape)} and dtype {pixels.dtype}: pass floats "
-                f"[images, {', '.join(map(str, wanted))}] of at least one image"
-            )
-        pixels = pixels.astype(np.float32, copy=False)
-        if not np.isfinite(pixels).all():
-            raise InputError("pixel_values: not finite; pass what the image processor makes")
-        return pixels
+        every = [*(settings.bad_words_ids or ()), *ids]
+        return replace(settings, bad_words=None, bad_words_ids=every or None)
 
     def _generate(
         self,
@@ -197,7 +168,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
         settings: GenerationSettings,
         *,
         first: int = 0,
-        given: Optional[Given] = None,
+        given: Optional["Given"] = None,
         on_token: Optional[OnToken] = None,
         timings: Optional[Timings] = None,
         stop: Optional[StopSignal] = None,
@@ -247,7 +218,7 @@ class GeneratingTask(Task[Text], Generic[Text]):
         return replace(found, log_probs=sequence.log_probs)
 
 
-class Captioner(ScoredCaptions, GeneratingTask[Caption]):
+class Captioner(GeneratingTask[Caption]):
     """Describes images, freely or going on from a prompt: ``captioner(image, prompt)``.
 
     A text is a prompt: one for all images, or one per image; None or "" for a free caption.
@@ -276,7 +247,7 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         timings: Optional[Timings] = None,
         stop: Optional[StopSignal] = None,
         on_token: Optional[OnToken] = None,
-        given: Optional[Given] = None,
+        given: Optional["Given"] = None,
         **generation: Any,
     ) -> List[List[Caption]]:
         """See ``Task``; the class describes the further options; ``given`` is that of ``score``."""
@@ -304,6 +275,22 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         return [[next(rest) for _ in mine] for mine in texts]
 
     generate_caption = GeneratingTask.generate
+
+    @overload
+    def score(
+        self, images: ImageSource, captions: str, prompts: Optional[str] = None, **options: Any
+    ) -> Caption: ...
+    @overload
+    def score(self, images: Any, captions: Any, prompts: Any = None, **options: Any) -> Any: ...
+    def score(self, images: Any, captions: Any, prompts: Any = None, **options: Any) -> Any:
+        """How likely given captions are: a ``Caption`` with ``log_probs`` and ``confidence``.
+
+        Images, captions (what follows a prompt) and prompts are one each, or lists of as many; the
+        result is one or a list. Options are ``timings`` and ``stop``.
+        """
+        from .given_texts import scored
+
+        return scored(self, images, prompts, captions, True, **options)
 
     def _reader(self, truncate: bool) -> TextReader:  # noqa: ARG002 - a prompt is cut by nobody
         """See ``Task``."""
@@ -340,13 +327,14 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         with stage("cross_key_values", len(states), timings, stop):
             return cross.cross_states({"encoder_hidden_states": states})
 
-    def _sequences(
+    def sequences(
         self,
         pixel_values: np.ndarray,
         rows: Tokens,
         settings: GenerationSettings,
         timings: Optional[Timings],
     ) -> List[List[TokenSequence]]:
+        """See ``GeneratingTask``."""
         start = self.manifest.text.start_token_id
         prompts = [[start, *row[1:-1]] for row in rows]
         cross = self.encode_image(pixel_values, timings)
@@ -360,7 +348,7 @@ class Captioner(ScoredCaptions, GeneratingTask[Caption]):
         return self.rows_at_once("vision_encoder", 3 * image.height * image.width + states + cross)
 
 
-class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
+class QuestionAnswerer(GeneratingTask[Answer]):
     """Answers questions about images: ``answerer(image, question)``.
 
     An image is encoded once, however many questions it gets. ``pairs``, ``batch`` and ``ask`` take
@@ -389,6 +377,8 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
         **generation: Any,
     ) -> List[List[Answer]]:
         """See ``Task``; the class describes the further options."""
+        from .given_texts import choice
+
         settings, given = choice(self, **generation)
         check_pairs(images, texts, "questions")
         answers: List[List[Answer]] = []
@@ -410,6 +400,22 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
             start, rest = end, iter(found)
             answers += [[self._result(next(rest)) for _ in texts[index]] for index in part]
         return answers
+
+    @overload
+    def score(
+        self, images: ImageSource, questions: str, answers: str, **options: Any
+    ) -> Answer: ...
+    @overload
+    def score(self, images: Any, questions: Any, answers: Any, **options: Any) -> Any: ...
+    def score(self, images: Any, questions: Any, answers: Any, **options: Any) -> Any:
+        """How likely given answers are: an ``Answer`` with ``log_probs`` and ``confidence``.
+
+        Images, questions and answers are one each, or lists of as many; the result is one or a
+        list. Options are ``timings`` and ``stop``.
+        """
+        from .given_texts import scored
+
+        return scored(self, images, questions, answers, False, **options)
 
     def answer(
         self,
@@ -436,6 +442,8 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
         Raises:
             InputError: a question or argument that cannot be used.
         """
+        from .given_texts import choice
+
         settings, given = choice(self, **generation)
         ids = [self.read_text.tokens(question) for question in questions]
         which = [0] * len(ids) if images is None else list(images)
@@ -444,13 +452,14 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
 
     generate_answer = GeneratingTask.generate
 
-    def _sequences(
+    def sequences(
         self,
         pixel_values: np.ndarray,
         rows: Tokens,
         settings: GenerationSettings,
         timings: Optional[Timings],
     ) -> List[List[TokenSequence]]:
+        """See ``GeneratingTask``."""
         embeds = self.image_embeds(pixel_values, timings, None)
         return self._answer(embeds, range(len(rows)), rows, settings, None, timings, None)
 
@@ -463,7 +472,7 @@ class QuestionAnswerer(ScoredAnswers, GeneratingTask[Answer]):
         on_token: Optional[OnToken],
         timings: Optional[Timings],
         stop: Optional[StopSignal],
-        given: Optional[Given] = None,
+        given: Optional["Given"] = None,
     ) -> List[List[TokenSequence]]:
         if not all(questions):
             raise InputError("questions: one has no tokens; ask something")

@@ -16,42 +16,6 @@ _AT_ONCE = 64
 _WITH_ANSWERS = "num_return_sequences"
 
 
-class ScoredCaptions:
-    """What ``Captioner`` says of captions that are given."""
-
-    def score(self, images: Any, captions: Any, prompts: Any = None, **options: Any) -> Any:
-        """How likely given captions are: a ``Caption`` with ``log_probs`` and ``confidence``.
-
-        Args:
-            images: one image, or a list of as many as there are captions.
-            captions: what follows the prompt: one text, or a list; the result is one or a list.
-            prompts: None, one for all, or a list.
-            **options: ``timings`` and ``stop``, as in ``pairs``.
-
-        Raises:
-            InputError: an image or text that cannot be used.
-        """
-        return _scored(self, images, prompts, captions, True, **options)
-
-
-class ScoredAnswers:
-    """What ``QuestionAnswerer`` says of answers that are given."""
-
-    def score(self, images: Any, questions: Any, answers: Any, **options: Any) -> Any:
-        """How likely given answers are: an ``Answer`` with ``log_probs`` and ``confidence``.
-
-        Args:
-            images: one image, or a list of as many as there are answers.
-            questions: one for all, or a list.
-            answers: one text, or a list; the result is one or a list.
-            **options: ``timings`` and ``stop``, as in ``pairs``.
-
-        Raises:
-            InputError: an image or text that cannot be used.
-        """
-        return _scored(self, images, questions, answers, False, **options)
-
-
 def choice(
     task: Any,
     *,
@@ -113,8 +77,10 @@ def _among(task: Any, answers: Any, candidates: Optional[int], generation: Any) 
     return Given((texts,), numbers["answer_candidates"], numbers[_WITH_ANSWERS])
 
 
-def _scored(task: Any, images: Any, asked: Any, texts: Any, prompts: bool, **options: Any) -> Any:
+def scored(task: Any, images: Any, asked: Any, texts: Any, prompts: bool, **options: Any) -> Any:
     """The results of ``score``: a list if any argument is one, else one.
+
+    ``asked`` are prompts or, where ``prompts`` is false, questions.
 
     Raises:
         InputError: an image or text that cannot be used, or lists of different lengths.

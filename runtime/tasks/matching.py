@@ -34,9 +34,8 @@ class Match(Result):
 
     def score(self, by: str = "itm") -> Optional[float]:
         """What a ranking goes by (``RANKINGS``); None where the head did not look at the pair."""
-        if by == "itc":
-            return self.cosine
-        return self._known if by == "itm" else _both(self.itm_logits[1], self.cosine)
+        scores = (self._known, self.cosine, _both(self.itm_logits[1], self.cosine))
+        return scores[_ranking(by)]
 
     @property
     def _known(self) -> Optional[float]:
@@ -79,10 +78,8 @@ class Ranking:
         return _order(self._scores(by)[:, text], self.cosine[:, text])
 
     def _scores(self, by: str) -> np.ndarray:
-        both: np.ndarray = self.itm_logits[:, :, 1] + self.cosine
-        if by == "sum":
-            return both
-        return self.cosine if by == "itc" else self.probability
+        both = self.itm_logits[:, :, 1] + self.cosine
+        return (self.probability, self.cosine, both)[_ranking(by)]
 
 
 class Matcher(Task[Match]):
@@ -322,6 +319,12 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     np.put_along_axis(chosen, order, True, axis=1)
     return chosen
+
+
+def _ranking(by: str) -> int:
+    if by not in RANKINGS:
+        raise InputError(f"by {by!r}: choose from {', '.join(RANKINGS)}")
+    return RANKINGS.index(by)
 
 
 def _both(logit: float, cosine: float) -> Optional[float]:

@@ -37,8 +37,6 @@ Result = TypeVar("Result")
 
 #: Loaders beyond this many wait for each other's disk and memory more than they help.
 _MOST_LOADERS = 4
-#: Loaders at most where all processors are theirs until a batch is loaded.
-_MOST_LOADERS_IN_TURN = 8
 #: A run of bad items is reported after this many batches at the latest.
 _PROBLEMS_AT_ONCE = 4
 
@@ -63,7 +61,7 @@ class Turns:
         """Without being ``wanted`` it lets everyone work at any time."""
         self._wanted = wanted
         #: calls of ``load`` at a time that use the processors well; 0: as ``Stream`` chooses
-        self.loaders = min(_MOST_LOADERS_IN_TURN, processors()) if wanted else 0
+        self.loaders = min(_MOST_LOADERS, processors()) if wanted else 0
         self._changed = threading.Condition()
         self._loading = 0
         #: works that go on, or wait for the loaders that have begun

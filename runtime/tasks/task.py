@@ -41,7 +41,7 @@ from ..files.user_cache import cache_root
 from ..preprocessing.images import MAXIMUM_PIXELS, ImageSource, PreparedImage, read_image
 from ..preprocessing.processor import ImagePreprocessor, TextReader, TextTokenizer
 from ..sessions.session import Session, SessionOptions, resolved_mode
-from .artifacts import Artifacts
+from .artifacts import Artifacts, default_target
 from .streaming import Stream, Turns
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Task(ABC, Generic[Found]):
         cls: Type[AnyTask],
         folder: Union[str, Path],
         *,
-        target: str = "openvino",
+        target: Optional[str] = None,
         precision: Optional[str] = None,
         device: Optional[str] = None,
         mode: str = "exact",
@@ -131,7 +131,8 @@ class Task(ABC, Generic[Found]):
 
         Args:
             folder: task folder, or the pipeline folder that holds it.
-            target: ``onnx``, ``openvino`` or a chip, e.g. ``bm1684x``.
+            target: ``onnx``, ``openvino`` or a chip, e.g. ``bm1684x``; None: ``openvino``, or what
+                is there if it is the only one.
             precision: of the artifacts; None takes what is there, half precision first.
             device: OpenVINO device (CPU, GPU, NPU, AUTO); for a chip its index, or ``simulator``.
             mode: OpenVINO arithmetic, ``exact`` (float32), ``fast`` (the device's default), or
@@ -156,6 +157,7 @@ class Task(ABC, Generic[Found]):
             BackendError: the backend is missing.
         """
         mode, precision = resolved_mode(mode, precision)
+        target = target or default_target(folder, cls.task)
         options = SessionOptions(
             device=device,
             mode=mode,

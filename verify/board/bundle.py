@@ -17,9 +17,8 @@ from pipeline.command import Selection
 from pipeline.console import steps
 from pipeline.manifest import file_sha256
 from runtime.board_test import BUNDLE_FILE
-from runtime.files.manifests import ComponentManifest
-from runtime.files.task_file import task_file
-from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts
+from runtime.bundles.shipped import shipped
+from verify.artifacts import TargetArtifacts, TaskArtifacts, find_artifacts, runtime_failures
 from verify.opened import TaskBench
 from verify.parity.inputs import Sample
 
@@ -127,12 +126,12 @@ def _task(
     artifacts: TargetArtifacts,
     made: Path,
 ) -> dict[str, Any]:
-    source = layout.task(task.task)
-    target = made / task.task
-    target.mkdir()
-    shutil.copy(source / "manifest.json", target)
-    shutil.copytree(source / "processor", target / "processor")
-    _copy_artifacts(artifacts, target)
+    with runtime_failures():
+        files = shipped(task.manifest, list(artifacts.components.values()))
+    for path in (*files.manifests, *files.digests):
+        copied = made / path.relative_to(layout.root)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copied)
     cases = made / "cases"
     cases.mkdir(exist_ok=True)
     bench = TaskBench(task, selection.pipeline)
@@ -149,24 +148,6 @@ def _task(
     finally:
         bench.close()
     return {"components": components, "answers": answers}
-
-
-def _copy_artifacts(artifacts: TargetArtifacts, target: Path) -> None:
-    """Manifests, tables, and the combined file where there is one, else the components' own."""
-    manifests: list[ComponentManifest] = list(artifacts.components.values())
-    folder = manifests[0].folder
-    chip = target / folder.name
-    chip.mkdir()
-    keys = {manifest.component: manifest.key for manifest in manifests}
-    combined = task_file(folder, artifacts.name, artifacts.precision, keys)
-    if combined is not None:
-        shutil.copy(folder / combined.file, chip)
-        shutil.copy(combined.path, chip)
-    for manifest in manifests:
-        shutil.copy(manifest.path, chip)
-        for name in manifest.runtime_files:
-            if combined is None or not name.endswith(".bmodel"):
-                shutil.copy(folder / name, chip)
 
 
 def _record(samples: Iterable[Sample], path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from configs.layout import Layout
 from verify.artifacts import runtime_failures
 from verify.checkpoint.answers import MatchFeatures, answer, features_by_image, match_features
 from verify.checkpoint.checkpoint import Checkpoint
+from verify.checkpoint.choosing import choose
 from verify.evaluation.answer_store import Answer
 from verify.evaluation.items import CaptionItem, Item, MatchingItem
 from verify.evaluation.subjects import Subject
@@ -36,6 +37,7 @@ class Answerer(ABC):
 
     def __init__(self, subject: Subject) -> None:
         self._task, self._new_tokens = subject.task.task, subject.new_tokens
+        self._answers, self._candidates = subject.answers, subject.candidates
 
     def answers(self, items: Sequence[Item]) -> list[Answer]:
         """Answers in the order of the items.
@@ -117,13 +119,16 @@ class _TargetAnswerer(Answerer):
         self._stack.close()
 
     def _generate(self, items: Sequence[Item]) -> Iterator[Generated]:
-        tokenizer, limit = self._opened.tokenizer, self._new_tokens
+        tokenizer = self._opened.tokenizer
+        options: dict[str, Any] = {"max_new_tokens": self._new_tokens}
+        if self._answers:
+            options = {"answers": self._answers, "answer_candidates": self._candidates}
         # Questions about one image follow each other: it is encoded once for them.
         groups = [list(group) for _, group in groupby(items, lambda item: item.picture)]
         images = [group[0].picture.load() for group in groups]
         texts = [[_text(item) for item in group] for group in groups]
         with runtime_failures():
-            found = self._opened.pairs(images, texts, max_new_tokens=limit)
+            found = self._opened.pairs(images, texts, **options)
             for own, answers in zip(texts, found, strict=True):
                 for text, one in zip(own, answers, strict=True):
                     prompt = len(tokenizer.prompt(text)) if self._task == "caption" else 1
@@ -163,6 +168,11 @@ class _CheckpointAnswerer(Answerer):
 
     def _generate(self, items: Sequence[Item]) -> Iterator[Generated]:
         images, texts = [item.picture.load for item in items], [_text(item) for item in items]
+        if self._answers:
+            shown = [load() for load in images]
+            for tokens in choose(self._checkpoint, shown, texts, self._answers, self._candidates):
+                yield tokens, 1, self._checkpoint.decode(tokens[1:])
+            return
         for found in answer(self._checkpoint, images, texts, self._new_tokens):
             text = self._checkpoint.decode(found.tokens[found.prompt :])
             yield found.tokens, found.prompt, text

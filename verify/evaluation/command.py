@@ -36,6 +36,12 @@ def evaluate(
     rerank: Annotated[
         int | None, typer.Option(help="Candidates that the matching head ranks anew.")
     ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="File of answers that questions are to choose from.")
+    ] = None,
+    answer_candidates: Annotated[
+        int | None, typer.Option(help="How many of them are scored whole.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of scenes and bootstrap.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     full: Annotated[
@@ -58,6 +64,8 @@ def evaluate(
         "simulated_items": simulated_items,
         "prompt": prompt,
         "rerank": rerank,
+        "answers": answers,
+        "answer_candidates": answer_candidates,
         "seed": seed,
         "modes": None if mode is None else tuple(mode.replace(",", " ").split()),
         "data_sets": tuple(

@@ -163,3 +163,22 @@ def _name(wanted: DataSetConfig, file: Path) -> str:
     stem = file.parent.name if wanted.kind == "folder" else file.stem
     plain = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or wanted.kind
     return f"{plain}_{wanted.split}" if wanted.kind == "karpathy" else plain
+
+
+def answer_list(config: EvaluateConfig, task: Task) -> tuple[str, ...]:
+    """The answers that questions are to choose from, each once; none where they are generated.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
+    if config.answers is None or task != "vqa":
+        return ()
+    try:
+        lines = Path(config.answers).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--answers {config.answers}: {reason}; name a text file") from None
+    answers = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not answers:
+        raise InputError(f"--answers {config.answers}: is empty; write an answer per line")
+    return answers

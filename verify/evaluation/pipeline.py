@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from verify.artifacts import TaskArtifacts, find_artifacts
 from verify.checkpoint.files import check_checkpoint
 from verify.evaluation.answer_store import AnswerStore
 from verify.evaluation.comparing import compare_answers, worst_records
-from verify.evaluation.data_sets import Asked, open_data_sets
+from verify.evaluation.data_sets import Asked, answer_list, open_data_sets
 from verify.evaluation.items import DataSet
 from verify.evaluation.measures import MatchingMeasures, Measures, counted, new_measures
 from verify.evaluation.results import (
@@ -113,6 +113,7 @@ class _Run:
         self._artifacts = artifacts
         self._asked = asked
         self._selection = selection
+        self._answers = answer_list(self._config, artifacts.task)
         self._folder = layout.root / FOLDER
 
     @property
@@ -128,7 +129,14 @@ class _Run:
         if not chosen:
             raise ConfigError(f"{self._options.file}: no target to evaluate; name one, or --full")
         counts = [self._count(subject) for subject in chosen]
-        checkpoint = Subject(self._selection.pipeline, self._artifacts)
+        candidates = self._config.answer_candidates if self._answers else 0
+        chosen = [replace(one, answers=self._answers, candidates=candidates) for one in chosen]
+        checkpoint = Subject(
+            self._selection.pipeline,
+            self._artifacts,
+            answers=self._answers,
+            candidates=candidates,
+        )
         self._items = list(self._data_set.first(max(counts)))
         # Also finds missing images before any work is done.
         self._stamps = [item.picture.stamp() for item in self._items]

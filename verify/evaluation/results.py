@@ -11,6 +11,7 @@ from configs.schema import EvaluateConfig, Precision, Task
 from pipeline.atomic import write_atomically
 from pipeline.build import tool_versions
 from pipeline.json_file import stored
+from pipeline.manifest import key_of
 from runtime.files.manifests import component_manifests
 from verify.answers.metrics.bootstrap import Comparison, Interval
 from verify.answers.metrics.gates import Judgement
@@ -99,6 +100,8 @@ def result_record(
             "new_tokens": checkpoint.new_tokens,
             "prompt": config.prompt,
             "rerank": config.rerank,
+            "answers": key_of({"answers": checkpoint.answers}) if checkpoint.answers else None,
+            "answer_candidates": checkpoint.candidates,
         },
         "metrics": [
             {"name": name, "title": TITLES[name][0], "range": TITLES[name][1]} for name in figures

@@ -29,6 +29,9 @@ class Subject:
     artifacts: TargetArtifacts | None = None
     #: OpenVINO's arithmetic, else ``""``
     mode: str = ""
+    #: answers to choose from, and how many of them to score whole; none: generate
+    answers: tuple[str, ...] = ()
+    candidates: int = 0
 
     @property
     def name(self) -> str:
@@ -62,6 +65,8 @@ class Subject:
             "new_tokens": self.new_tokens,
             "task_manifest": manifest_data(manifest),
         }
+        if self.answers:
+            decides |= {"answers": self.answers, "candidates": self.candidates}
         if self.artifacts is None:
             decides["sources"] = _sources("runtime", "verify.opened")
             decides["tools"] = tool_versions("transformers", "torch", "pillow", "tokenizers")

@@ -34,6 +34,12 @@ _SCORES = 1e-4
 Arguments = Mapping[str, Any]
 
 MINIMUM = "minimum length"
+#: A single token, runs of tokens, the end token (which stays allowed), and tokens on their own.
+FORBIDDEN: tuple[Arguments, ...] = (
+    {"bad_words_ids": [[END], [5], [6, 7], [4, 8, 3]]},
+    {"bad_words_ids": [[first, second] for first in range(6) for second in range(6)]},
+    {"suppress_tokens": [3, 7, 9]},
+)
 #: One rule at a time, so that a fault has a name.
 RULES: tuple[tuple[str, Arguments], ...] = (
     ("greedy choice", {"max_new_tokens": 12}),
@@ -58,6 +64,11 @@ RULES: tuple[tuple[str, Arguments], ...] = (
         for size in (1, 2, 3)
         for beams in (1, 4)
         if size > 1 or beams == 1
+    ),
+    *(
+        ("forbidden words", {"max_new_tokens": 14, "num_beams": beams, **words})
+        for words in FORBIDDEN
+        for beams in (1, 4)
     ),
     *(
         ("beam search", {"max_new_tokens": 14, "num_beams": beams, "num_return_sequences": beams})
@@ -224,7 +235,9 @@ class _Run:
 
 
 def _run(table: Table, prompts: Sequence[Sequence[int]], arguments: Arguments) -> list[Result]:
-    text = SimpleNamespace(maximum_positions=POSITIONS, end_token_id=END)
+    text = SimpleNamespace(
+        maximum_positions=POSITIONS, end_token_id=END, vocabulary_size=VOCABULARY
+    )
     session: Any = SimpleNamespace(
         start_run=lambda *_: _Run(table), capacity=lambda positions: positions
     )

@@ -208,8 +208,11 @@ class Collected:
             if output not in actual:
                 self.problem(f"{case}: no output {output}")
                 continue
-            rows = sample.rows_of(output) if sample else None
-            self.add(output, case, expected, actual[output], rows)
+            found, rows = actual[output], None
+            if sample is not None:
+                rows = sample.rows_of(output)
+                expected, found = (sample.compared(output, one) for one in (expected, found))
+            self.add(output, case, expected, found, rows)
         for output in actual.keys() - reference.keys():
             self.problem(f"{case}: output {output} has no reference")
 

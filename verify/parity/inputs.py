@@ -19,6 +19,7 @@ from pipeline.scenes import CAPTION_PROMPT, make_scene, matching_pairs
 from runtime.decoding.batching import padded_texts
 from runtime.decoding.decoder_run import CrossStates, fixed_axis
 from runtime.files.manifests import ComponentManifest, Net, TaskManifest, TextSettings
+from runtime.files.nets import FIRST_LOGIT
 from runtime.preprocessing.processor import ImagePreprocessor, TextTokenizer
 from runtime.sessions.session import ArrayDict, Session, SessionOptions
 from runtime.tasks.artifacts import open_session
@@ -35,6 +36,8 @@ Array = NDArray[Any]
 _EARLY_STEPS = (1, 2, 3)
 #: What computes most, and of the same few pictures.
 _OF_PICTURES: tuple[Component, ...] = ("vision_encoder", "cross_key_values")
+#: The one that checks drafted tokens, where a net can.
+_DRAFTED_STEP = 2
 #: Ends the name of a sample whose unused cache slots hold another generation's rows.
 STALE = ", stale slots"
 
@@ -58,6 +61,10 @@ class Recorder(Session):
             name: np.array(array) if name.startswith("past.") else np.asarray(array)
             for name, array in feeds.items()
         }
+        if self.net(net).answers_everywhere:
+            copies[FIRST_LOGIT] = np.array(-copies["input_ids"].shape[1])
+        elif copies.get(FIRST_LOGIT) == -1:
+            del copies[FIRST_LOGIT]
         outputs = self._onnx.run(copies)
         self.calls.append((self.net(net), copies, outputs))
         return outputs
@@ -237,7 +244,15 @@ class SampleSource:
         lengths = [0]
         parents = np.zeros(1, dtype=np.int64)
         for past in range(len(prompt), self._last_past() + 1):
-            logits = run.step(parents, logits.argmax(axis=-1))
+            if run.most_drafts and len(lengths) == _DRAFTED_STEP:
+                # The draft matters to nobody: every token has an answer to compare.
+                (answers,) = run.check(
+                    parents, [[int(logits.argmax()), *prompt][: run.most_drafts]]
+                )
+                run.keep([1])
+                logits = answers[:1]
+            else:
+                logits = run.step(parents, logits.argmax(axis=-1))
             lengths.append(past)
         chosen = self._chosen(lengths, index)
         stale = recorder.calls[-1][1]
@@ -246,7 +261,8 @@ class SampleSource:
                 continue
             tokens = feeds["input_ids"].shape[1]
             rows = slice(tokens - len(prompt), None) if past == 0 else None
-            label = f"{name} past {past}"
+            drafted = ", drafted" if past and tokens > 1 else ""
+            label = f"{name} past {past}{drafted}"
             sample = Sample("text_decoder", label, net.name, feeds, outputs, rows)
             yield sample
             if past == chosen[1] and "step" in recorder.nets:

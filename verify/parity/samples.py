@@ -11,6 +11,7 @@ import numpy as np
 from configs.schema import Component
 from runtime.decoding.decoder_run import CROSS_MASK, additive
 from runtime.files.manifests import ComponentManifest, Net
+from runtime.files.nets import FIRST_LOGIT
 from runtime.sessions.session import ArrayDict, Session
 
 #: Outputs with one row of axis 1 per text token: padded rows are compared with nothing.
@@ -37,6 +38,11 @@ class Sample:
     def rows_of(self, output: str) -> slice | None:
         """Rows of axis 1 to compare for one output."""
         return self.rows if output.startswith(_TOKEN_OUTPUTS) else None
+
+    def compared(self, output: str, array: np.ndarray) -> np.ndarray:
+        """An output without what stands for padding, where that is along axis 0."""
+        every = output == "logits" and FIRST_LOGIT in self.feeds and self.rows is not None
+        return array[self.rows] if every else array
 
 
 def variant_samples(
@@ -67,7 +73,10 @@ def _sample(variant: Net, net: Net, onnx: Session, samples: Sequence[Sample]) ->
     if not rows:
         return None
     taken = list(islice(cycle(rows), batch))
-    feeds = {name: np.concatenate([row.feeds[name] for row in taken]) for name in taken[0].feeds}
+    feeds = {
+        name: np.concatenate([row.feeds[name] for row in taken]) if array.ndim else array
+        for name, array in taken[0].feeds.items()
+    }
     if net.taking(_shapes(feeds)).name != variant.name:
         return None
     name = " + ".join(dict.fromkeys(row.name for row in taken))
@@ -96,6 +105,8 @@ def _rows(variant: Net, samples: Sequence[Sample]) -> Iterator[Sample]:
             pads = variant.axes.get("text_tokens", 1) - feeds["input_ids"].shape[1]
             if pads > 0:
                 feeds, rows = _padded_left(feeds, pads), _later(rows, pads)
+                if FIRST_LOGIT in feeds:
+                    feeds[FIRST_LOGIT] = feeds[FIRST_LOGIT] - pads
         if all(a.shape[1:] == wanted.get(name, a.shape[1:]) for name, a in feeds.items()):
             yield Sample(sample.component, sample.name, sample.net, feeds, {}, rows)
 

@@ -18,6 +18,9 @@ from pipeline.build import as_json
 from pipeline.command import exit_codes, select
 from pipeline.console import messages, print_table
 
+#: 200 held-out scenes, a table made of 3000 training captions (docs/performance.md).
+TOKENS_PER_PASS = 1.54
+
 
 @exit_codes
 def estimate(
@@ -28,11 +31,16 @@ def estimate(
     answer_tokens: Annotated[
         int, typer.Option(min=1, help="tokens of an answer, end included")
     ] = 3,
+    tokens_per_pass: Annotated[
+        float, typer.Option(min=1, help="tokens of a pass that checks drafted ones, as measured")
+    ] = TOKENS_PER_PASS,
 ) -> None:
     """Print what the vendor's compiler estimates, and write estimate.json beside the artifacts."""
     selection = select(config, task=task, target=target, backend="sophon")
     chips = {chosen.name for chosen, _ in selection.targets}
-    report = collect(selection.pipeline, chips, selection.tasks, tokens, answer_tokens)
+    report = collect(
+        selection.pipeline, chips, selection.tasks, tokens, answer_tokens, tokens_per_pass
+    )
     if not report.nets:
         raise InputError(
             f"{shown(config)}: no BModel is built for this selection; run: make bmodel"

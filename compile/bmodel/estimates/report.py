@@ -32,6 +32,8 @@ class NetEstimate(_Row):
     precision: str
     built_as: str
     cores: int
+    #: a decoder's net that can check drafted tokens
+    checks_drafts: bool
     #: the compiler's estimate; None where the chip's compiler prints none
     latency_ms: float | None
     work: Work | None
@@ -82,6 +84,8 @@ class EstimateReport(_Row):
     note: str
     tokens: int
     answer_tokens: int
+    #: tokens that a pass yields which checks drafted ones
+    tokens_per_pass: float
     nets: tuple[NetEstimate, ...]
     parts: tuple[PartEstimate, ...]
     files: tuple[FileEstimate, ...]
@@ -93,7 +97,12 @@ NOTE = (
 
 
 def collect(
-    pipeline: PipelineConfig, chips: set[str], tasks: Iterable[Task], tokens: int, answer: int
+    pipeline: PipelineConfig,
+    chips: set[str],
+    tasks: Iterable[Task],
+    tokens: int,
+    answer: int,
+    per_pass: float,
 ) -> EstimateReport:
     """Reads all manifests of the chosen chips and tasks.
 
@@ -103,6 +112,7 @@ def collect(
         tasks: which tasks.
         tokens: tokens of a caption, its end included.
         answer: tokens of an answer, its end included.
+        per_pass: tokens that a pass yields which checks drafted ones.
     """
     layout = Layout(pipeline)
     nets: list[NetEstimate] = []
@@ -121,8 +131,9 @@ def collect(
         note=NOTE,
         tokens=tokens,
         answer_tokens=answer,
+        tokens_per_pass=per_pass,
         nets=tuple(nets),
-        parts=tuple(_parts(nets, tokens, answer)),
+        parts=tuple(_parts(nets, tokens, answer, per_pass)),
         files=tuple(files),
     )
 
@@ -138,6 +149,7 @@ def _nets(task: Task, manifest: ComponentManifest) -> Iterator[NetEstimate]:
             precision=manifest.precision,
             built_as=manifest.built_as or manifest.precision,
             cores=int(chip["cores"]),
+            checks_drafts=net.answers_everywhere,
             latency_ms=net.latency_ms,
             work=net.work,
             bound=net.work.bound if net.work else None,
@@ -177,7 +189,9 @@ def _combined(folder: Path, task: Task, chips: set[str]) -> Iterator[FileEstimat
             )
 
 
-def _parts(nets: list[NetEstimate], tokens: int, answer: int) -> Iterator[PartEstimate]:
+def _parts(
+    nets: list[NetEstimate], tokens: int, answer: int, per_pass: float
+) -> Iterator[PartEstimate]:
     sets: dict[tuple[Task, str, str, int], dict[NetName, NetEstimate]] = {}
     for net in nets:
         members = sets.setdefault((net.task, net.target, net.precision, net.cores), {})
@@ -185,7 +199,8 @@ def _parts(nets: list[NetEstimate], tokens: int, answer: int) -> Iterator[PartEs
     for (task, target, precision, cores), members in sets.items():
         length = answer if task == "vqa" else tokens
         floats = _latencies(sets.get((task, target, "f32", cores), {}))
-        for part in parts(task, set(members), length):
+        drafts = any(net.checks_drafts for net in members.values())
+        for part in parts(task, set(members), length, per_pass if drafts else None):
             decodes = any(component == "text_decoder" for component, _ in part.calls)
             yield PartEstimate(
                 task=task,

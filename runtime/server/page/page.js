@@ -50,11 +50,10 @@ async function describe() {
 
 function card(target) {
   const made = element("article", undefined, "card");
-  const answer = element("p", "", "answer");
-  const facts = element("p", "", "facts");
-  made.append(element("h3", target), answer, facts);
+  const place = { answer: element("p", "", "answer"), facts: element("p", "", "facts") };
+  made.append(element("h3", target), place.answer, place.facts);
   $("cards").append(made);
-  return { made, answer, facts };
+  return place;
 }
 
 function facts(found, begin, first) {
@@ -82,9 +81,7 @@ async function* events(response) {
   }
 }
 
-async function generate(target, url, question) {
-  const { answer, facts: line } = card(target);
-  const begin = performance.now();
+async function generate({ answer, facts: line }, target, url, question, begin) {
   let first = 0;
   const content = [{ type: "image_url", image_url: { url } }];
   if (question) content.push({ type: "text", text: question });
@@ -102,9 +99,7 @@ async function generate(target, url, question) {
   return `${target}: ${answer.textContent}`;
 }
 
-async function match(target, url, text) {
-  const { answer, facts: line } = card(target);
-  const begin = performance.now();
+async function match({ answer, facts: line }, target, url, text, begin) {
   const texts = text.split("\n").map((one) => one.trim()).filter(Boolean);
   const response = await ask("/match", {
     method: "POST",
@@ -132,12 +127,13 @@ async function match(target, url, text) {
 }
 
 async function answerOn(target, url, text) {
+  const place = card(target);
+  const begin = performance.now();
   try {
-    return await (task() === "itm" ? match(target, url, text) : generate(target, url, task() === "vqa" && text));
+    if (task() === "itm") return await match(place, target, url, text, begin);
+    return await generate(place, target, url, task() === "vqa" && text, begin);
   } catch (error) {
-    const last = $("cards").lastElementChild;
-    const place = [...$("cards").children].find((one) => one.firstChild.textContent === target) || last;
-    place.querySelector(".facts").append(element("span", error.message, "bad"));
+    place.facts.append(element("span", error.message, "bad"));
     return `${target}: ${error.message}`;
   }
 }
