@@ -254,6 +254,25 @@ def test_the_pipeline_command_has_the_stages_exit_code(
     assert checkout.make("all", FAILING=stage, STATUS=str(status)).returncode == 2
 
 
+def test_a_request_to_end_reaches_the_stage(checkout: Checkout) -> None:
+    stage = checkout.folder / ".venv" / "bin" / "python"
+    stage.write_text(
+        "#!/bin/sh\nsleep 100 >/dev/null &\n"
+        "trap 'kill $!; echo ended; exit 143' TERM\necho begun\nwait\n"
+    )
+    process = subprocess.Popen(
+        [checkout.binaries / "python3", "-m", "pipeline", "report"],
+        cwd=checkout.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.stdout.readline() == "ended\n"
+    assert process.wait(timeout=60) == 143
+
+
 def test_variables_on_the_command_line_are_told_from_others() -> None:
     assert overrides(r" -- target=lower CONFIG=q\\r\ $$HOME TARGET=a\ b;c") == [
         "target",

@@ -99,18 +99,27 @@ def run(goal: str, values: dict[str, str]) -> int:
 
 def _call(command: list[str]) -> int:
     """Runs a stage; a request to end is handed on, and Ctrl-C reaches both by itself."""
-    process = subprocess.Popen(command, cwd=ROOT)
-    before = {
-        number: signal.signal(number, action)
-        for number, action in (
-            (signal.SIGINT, lambda *_: None),
-            (signal.SIGHUP, lambda *_: None),
-            (signal.SIGTERM, lambda *_: process.terminate()),
-        )
-    }
+    running: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        asked.append(number)
+        for process in running:
+            process.terminate()
+
+    actions = {signal.SIGTERM: end, signal.SIGINT: _nothing, signal.SIGHUP: _nothing}
+    before = {number: signal.signal(number, action) for number, action in actions.items()}
     try:
+        process = subprocess.Popen(command, cwd=ROOT)
+        running.append(process)
+        if asked:
+            process.terminate()
         status = process.wait()
     finally:
-        for number, action in before.items():
-            signal.signal(number, action)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
     return status if status >= 0 else 128 - status
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """The stage gets this signal from the terminal as well, and says what there is to say."""
