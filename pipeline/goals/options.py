@@ -23,7 +23,7 @@ SWITCHES = ("DRY_RUN", "FORCE", "QUICK", "UNVERIFIED")
 LISTS = ("TASK", "COMPONENT", "TARGET", "PRECISION")
 COUNTS = ("TOKENS", "ANSWER_TOKENS", "ITEMS", "WORKERS", "RERANK")
 #: Variables that name files; relative ones are of the folder in which make was called.
-PATHS = ("CONFIG", "JUNIT", "IMAGES", "QUESTIONS", "SIGN_KEY")
+PATHS = ("CONFIG", "JUNIT", "IMAGES", "QUESTIONS", "ANSWERS", "SIGN_KEY")
 #: Variables of make itself and of the Makefile that a command line may set.
 FREE = ("SHELL", "MAKEFLAGS", "MAKE", "CALLER")
 _ON, _OFF = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
@@ -32,7 +32,8 @@ BACKENDS = {"ir": "openvino", "bmodel": "sophon", "estimate": "sophon"}
 
 _CHOICE = ("CONFIG", "TASK", "TARGET", "PRECISION")
 _BUILD = (*_CHOICE, "COMPONENT", "DRY_RUN", "FORCE")
-_EVALUATED = ("DATASET", "QUESTIONS", "IMAGES", "SPLIT", "ITEMS", "MODE", "RERANK", "WORKERS")
+_DATA = ("DATASET", "QUESTIONS", "IMAGES", "SPLIT")
+_EVALUATED = (*_DATA, "ANSWERS", "ITEMS", "MODE", "RERANK", "WORKERS")
 #: goal -> variables that it takes
 GOALS = {
     "all": (*_BUILD, "VERIFY", "JUNIT"),

@@ -188,6 +188,7 @@ def _save(options: argparse.Namespace) -> int:
     with Matcher.from_artifacts(
         options.artifacts, load_ahead=True, **task_arguments(options, target)
     ) as task:
+        report.note_domain(task.manifest.domain)
 
         def embed(group: List[Any], stop: StopSignal) -> List[ImageIndex]:
             whole = task.embed_images(
@@ -227,6 +228,7 @@ def _search(options: argparse.Namespace) -> int:
     given = _texts(options)
     with Matcher.from_artifacts(options.artifacts, **task_arguments(options, target)) as task:
         report = Report(as_json=options.json)
+        report.note_domain(task.manifest.domain)
         texts = [text for text in usable_texts(task, given, [], report) if text is not None]
         report.columns = Columns.of([Path(name) for name in index.names], texts)
         found = task.search(
