@@ -126,7 +126,9 @@ def test_the_wheel_holds_the_runtime_and_nothing_else(wheel: Path) -> None:
     assert f"{information}/licenses/LICENSE" in names
     assert wheel.name == f"blip_edge-{__version__}-py3-none-any.whl"
     assert metadata["Requires-Python"] == ">=3.8"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"onnxruntime", "openvino", "serve"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("onnxruntime", "openvino", "serve", "signing")
+    }
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra" not in line]
     assert sorted(line.split(">")[0] for line in needed) == ["numpy", "pillow", "tokenizers"]
     assert str(metadata.get_payload()).startswith("# blip-edge")
