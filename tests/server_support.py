@@ -19,7 +19,7 @@ import httpx2 as httpx
 from tests.runtime_support import IMAGES, ROOT, SCENES
 
 __all__ = ["IMAGES", "SCENES"]
-START_S = 120.0
+START_S = 600.0
 TOKEN = "a-token-of-the-tests-0123456789"  # noqa: S105
 
 
