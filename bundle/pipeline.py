@@ -46,6 +46,8 @@ def make_bundles(selection: Selection, options: Options) -> Iterator[Path]:
         InputError: it is missing, damaged, stale or not verified.
         ToolError: wheels cannot be had, or the disk is full.
     """
+    # Tools run in folders of their own.
+    options = replace(options, folder=options.folder.resolve())
     parts = [
         replace(selection, tasks=(task,), targets=(pair,))
         for task in selection.tasks
