@@ -173,7 +173,7 @@ def test_a_narrower_run_keeps_what_is_known_and_drops_what_changed(
     whole = run(config, target="openvino")
     assert whole.done_now == 0
     narrow = run(config, task="itm", target="openvino")
-    assert narrow.joined == whole.joined
+    assert narrow.joined.items() >= whole.joined.items()
     assert {check.subject.task for check in narrow.checks} == {"itm"}
     proved = int(narrow.extent.split()[0])
     assert narrow.extent == f"{proved} of {narrow.built} artifacts verified"
