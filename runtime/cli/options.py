@@ -320,13 +320,6 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch", type=int, default=None, help="images worked on at once (default: by memory)"
     )
-    group.add_argument(
-        "--image-cache",
-        type=_at_least_one,
-        metavar="MIB",
-        help="memory for what was made of the latest images, so that one that comes again takes no "
-        "vision (default: none)",
-    )
     group.add_argument("--threads", type=int, default=None, help="CPU threads per call")
     group.add_argument(
         "--no-verify-digest", action="store_true", help="load files without comparing digests"
