@@ -20,11 +20,11 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 if TYPE_CHECKING:
     from .decoding.batching import Timings as Timings
     from .errors import InputError as InputError
+    from .tasks.answering import Answer as Answer
+    from .tasks.answering import QuestionAnswerer as QuestionAnswerer
     from .tasks.attention import attention_maps as attention_maps
-    from .tasks.generating import Answer as Answer
     from .tasks.generating import Caption as Caption
     from .tasks.generating import Captioner as Captioner
-    from .tasks.generating import QuestionAnswerer as QuestionAnswerer
     from .tasks.image_index import ImageIndex as ImageIndex
     from .tasks.matching import Match as Match
     from .tasks.matching import Matcher as Matcher
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Answer": "tasks.generating",
+    "Answer": "tasks.answering",
     "BlipModel": "tasks.registry",
     "Caption": "tasks.generating",
     "Captioner": "tasks.generating",
@@ -41,7 +41,7 @@ _MODULES = {
     "InputError": "errors",
     "Match": "tasks.matching",
     "Matcher": "tasks.matching",
-    "QuestionAnswerer": "tasks.generating",
+    "QuestionAnswerer": "tasks.answering",
     "Timings": "decoding.batching",
     "attention_maps": "tasks.attention",
 }

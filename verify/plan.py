@@ -33,6 +33,7 @@ OPENVINO_MODES = ("exact", "fast")
 LAYER_GAPS: tuple[Gap, ...] = ("checkpoint_layers", "target_layers", "target_constants")
 #: Modules that decide the results of some kinds of checks alone; all others count for every kind.
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "runtime.tasks.answering": ("host", "tokens", "scores"),
     "runtime.tasks.generating": ("host", "tokens", "scores"),
     "runtime.tasks.matching": ("host", "tokens", "scores"),
     "runtime.tasks.registry": ("host", "tokens", "scores"),

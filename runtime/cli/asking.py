@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator
 
 from ..decoding.batching import Timings
 from ..errors import InputError
-from ..tasks.generating import QuestionAnswerer
+from ..tasks.answering import QuestionAnswerer
 from .commands import INPUT_PROBLEM, line_of
 from .inputs import STANDARD_INPUT, WorkItem, image_paths
 from .options import targets, task_arguments

@@ -75,7 +75,7 @@ def caption(options: argparse.Namespace) -> int:
 
 def answer(options: argparse.Namespace) -> int:
     """Runs ``blip-edge vqa``; returns the exit code."""
-    from ..tasks.generating import QuestionAnswerer
+    from ..tasks.answering import QuestionAnswerer
 
     generation = _generation(options)
     if options.attention is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Type, Union
 
-from .generating import Captioner, QuestionAnswerer
+from .answering import QuestionAnswerer
+from .generating import Captioner
 from .matching import Matcher
 from .task import Task
 

@@ -74,7 +74,7 @@ BATCH_FAULTS: list[Fault] = [
         "questions of other images",
         "vqa",
         r"generation: rows of a batch",
-        active=method("runtime.tasks.generating", "QuestionAnswerer", "answer", _of_other_images),
+        active=method("runtime.tasks.answering", "QuestionAnswerer", "answer", _of_other_images),
     ),
     host_fault(
         "texts of other images",
