@@ -76,6 +76,14 @@ def test_a_bad_image_is_reported_and_skipped(
     assert [("error" in record) for record in records].count(True) == 2
 
 
+def test_a_checkpoint_of_drawn_scenes_says_so_once(
+    pictures: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["caption", str(pictures), *arguments]) == 0
+    note = "note: this checkpoint knows only drawn scenes of coloured shapes"
+    assert capsys.readouterr().err.count(note) == 1
+
+
 def test_questions(pictures: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]):
     asked = ["--question", "how many shapes?", "--question", "what is above?"]
     assert main(["vqa", str(pictures), *arguments, *asked, "--json"]) == 0

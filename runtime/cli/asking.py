@@ -31,7 +31,7 @@ def ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) -
     (target,) = targets(options)
     arguments = task_arguments(options, target)
     with QuestionAnswerer.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
-        report.note_domain(task.manifest.domain)
+        report.domain = task.manifest.domain
         embeds = task.encode([paths[0]], timings=timings)
         for question in _questions():
             try:
@@ -42,6 +42,7 @@ def ask_interactively(options: argparse.Namespace, generation: Dict[str, Any]) -
             report.add(line_of(WorkItem(paths[0]), question, task, result))
             if not options.json:
                 say(result.text)
+    report.conclude()
     if options.timing:
         report.print_timings({target: timings}, {})
     return INPUT_PROBLEM if report.problems else 0

@@ -35,11 +35,12 @@ def attend(
     source = image_source(image)
     report = Report(as_json=options.json, columns=Columns.of([image], filter(None, texts)))
     with kind.from_artifacts(options.artifacts, **task_arguments(options, target)) as task:
-        report.note_domain(task.manifest.domain)
+        report.domain = task.manifest.domain
         result = task(source, text, **(generation or {}))
         report.add(line_of(WorkItem(image), text, task, result))
         shown = text if task.asks and text is not None else result.text
         found = attention_maps(task, source, shown)
         picture = load_image(source, maximum_pixels=options.max_pixels)
         draw_attention(picture, found.words, found.maps, path, options.font)
+    report.conclude()
     return 0

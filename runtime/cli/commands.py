@@ -193,7 +193,7 @@ def run(
         measured = timings[target] = Timings()
         arguments = task_arguments(options, target)
         with kind.from_artifacts(options.artifacts, load_ahead=True, **arguments) as task:
-            report.note_domain(task.manifest.domain)
+            report.domain = task.manifest.domain
             left = [item for item in items if item not in bad]
             usable = usable_texts(task, given, left, report)
             work = make_work(usable)
@@ -213,7 +213,7 @@ def run(
                 report.add(line)
             report.begin_target()
     report.print_table()
-    report.note_cuts()
+    report.conclude()
     if options.timing:
         report.print_timings(timings, rates)
     if options.show is not None:

@@ -188,7 +188,7 @@ def _save(options: argparse.Namespace) -> int:
     with Matcher.from_artifacts(
         options.artifacts, load_ahead=True, **task_arguments(options, target)
     ) as task:
-        report.note_domain(task.manifest.domain)
+        report.domain = task.manifest.domain
 
         def embed(group: List[Any], stop: StopSignal) -> List[ImageIndex]:
             whole = task.embed_images(
@@ -215,6 +215,7 @@ def _save(options: argparse.Namespace) -> int:
         features = np.concatenate([part.features for part in parts])
         ImageIndex(names, features, parts[0].made_by).save(options.save)
         say(f"note: {len(parts)} images in {options.save}", sys.stderr)
+    report.conclude()
     if options.timing:
         report.print_timings({target: timings}, {})
     return INPUT_PROBLEM if report.problems else 0
@@ -228,7 +229,7 @@ def _search(options: argparse.Namespace) -> int:
     given = _texts(options)
     with Matcher.from_artifacts(options.artifacts, **task_arguments(options, target)) as task:
         report = Report(as_json=options.json)
-        report.note_domain(task.manifest.domain)
+        report.domain = task.manifest.domain
         texts = [text for text in usable_texts(task, given, [], report) if text is not None]
         report.columns = Columns.of([Path(name) for name in index.names], texts)
         found = task.search(
@@ -244,6 +245,7 @@ def _search(options: argparse.Namespace) -> int:
                 one = Match(unknown, cosine, (unknown, unknown))
                 if options.threshold is None or cosine >= options.threshold:
                     report.add(line_of(WorkItem(Path(name)), text, task, one, place))
+    report.conclude()
     if options.timing:
         report.print_timings({target: timings}, {})
     return INPUT_PROBLEM if report.problems else 0

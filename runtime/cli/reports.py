@@ -162,6 +162,8 @@ class Report:
         self._header_printed = False
         self.lines: List[Line] = []
         self.problems = 0
+        #: the only pictures that the checkpoint knows, where these are not photographs
+        self.domain: Optional[str] = None
         #: called with each result
         self.also: Optional[Callable[[Line], None]] = None
         self._said: Set[str] = set()
@@ -214,18 +216,17 @@ class Report:
         """From now on results are of another target: what was wrong before is not said again."""
         self._said_before |= self._said
 
-    def note_domain(self, domain: Optional[str]) -> None:
-        """Says once that a checkpoint knows only such pictures."""
-        note = f"note: this checkpoint knows only {domain}; its answers to other pictures are wrong"
-        if domain is not None and note not in self._said:
-            self._said.add(note)
-            say(note, sys.stderr)
-
-    def note_cuts(self) -> None:
-        """Says how many texts do not end by themselves; JSON says it of each."""
+    def conclude(self) -> None:
+        """Says how many texts do not end by themselves (JSON says it of each), and the domain."""
         for why, cure in _CUTS.items():
             if self._cut.get(why) and not self._as_json:
                 say(f"note: {self._cut[why]} of {sum(self._cut.values())} texts {cure}", sys.stderr)
+        if self.domain is not None and not self.problems:
+            say(
+                f"note: this checkpoint knows only {self.domain}; "
+                "what it says of other pictures is wrong",
+                sys.stderr,
+            )
 
     def _print_row(self, line: Line, columns: Columns) -> None:
         """A row of a table that is printed before all of it is known."""
