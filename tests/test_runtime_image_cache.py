@@ -164,7 +164,7 @@ def test_a_negative_size_is_refused(exported_artifacts: Path):
 @pytest.mark.parametrize("command", ["caption x", "vqa x", "match x", "watch x", "serve"])
 def test_every_command_may_keep_states(command: str):
     for flags, size in ([], 0), (["--image-cache", "8"], 8 << 20):
-        options = build_parser().parse_args([*command.split(), *flags])
+        options = build_parser("0").parse_args([*command.split(), *flags])
         assert task_arguments(options, "onnx")["image_cache_bytes"] == size
 
 
