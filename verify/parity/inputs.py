@@ -245,10 +245,10 @@ class SampleSource:
         parents = np.zeros(1, dtype=np.int64)
         for past in range(len(prompt), self._last_past() + 1):
             if run.most_drafts and len(lengths) == _DRAFTED_STEP:
-                # The draft matters to nobody: every token has an answer to compare.
-                (answers,) = run.check(
-                    parents, [[int(logits.argmax()), *prompt][: run.most_drafts]]
-                )
+                # As right drafts are: what follows a wrong one is read by nobody.
+                following = self._greedy(cross, prompt, _DRAFTED_STEP + len(prompt))
+                draft = following[_DRAFTED_STEP - 1 :][: run.most_drafts]
+                (answers,) = run.check(parents, [draft])
                 run.keep([1])
                 logits = answers[:1]
             else:
@@ -267,6 +267,17 @@ class SampleSource:
             yield sample
             if past == chosen[1] and "step" in recorder.nets:
                 yield self._with_stale_slots(sample, stale, past)
+
+    def _greedy(self, cross: Any, prompt: Sequence[int], count: int) -> list[int]:
+        """The first tokens that the exported graph chooses after a prompt."""
+        recorder = Recorder(self._nets["text_decoder"], self._graphs.sessions["text_decoder"])
+        run = recorder.start_run(self._graphs.manifest.dimensions, cross)
+        logits = run.start([prompt], [0])
+        tokens = [int(logits.argmax())]
+        for _ in range(count - 1):
+            logits = run.step(np.zeros(1, dtype=np.int64), logits.argmax(axis=-1))
+            tokens.append(int(logits.argmax()))
+        return tokens
 
     def _last_past(self) -> int:
         manifest = self._nets["text_decoder"]
