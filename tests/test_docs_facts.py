@@ -69,7 +69,7 @@ FACTS = [
         "STAGE_BYTES",
         1 << 20,
         "tensors under {} MiB",
-        "docs/runtime.md",
+        "docs/python.md",
     ),
     ("runtime.decoding.batching", "STAGE_BYTES", 1 << 20, "up to {} MiB", "docs/openvino.md"),
     ("compile.backend", "BUDGET_BYTES", 1e9, "{} GB together", "docs/adding-a-target.md"),
