@@ -74,7 +74,7 @@ FACTS = [
     ("runtime.decoding.batching", "STAGE_BYTES", 1 << 20, "up to {} MiB", "docs/openvino.md"),
     ("compile.backend", "BUDGET_BYTES", 1e9, "{} GB together", "docs/adding-a-target.md"),
     ("verify.parity.combined", "BLOCK_BYTES", 1, "every {}-byte block", "docs/bisect.md"),
-    ("verify.plan", "LARGE_BMODEL_BYTES", 1 << 20, "above {} MiB", "docs/tolerances.md"),
+    ("verify.plan", "LARGE_BMODEL_BYTES", 1 << 20, "above {} MiB", "docs/verification.md"),
     ("verify.evaluation.comparing", "WORST", 1, "up to {} cases", "docs/evaluation.md"),
     ("verify.evaluation.comparing", "THUMBNAIL_PIXELS", 1, "at most {} px", "docs/evaluation.md"),
     ("verify.checkpoint.answers", "CLOSE_LOGITS", 1, "closer than {}", "docs/evaluation.md"),
