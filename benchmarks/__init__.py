@@ -1,3 +1,3 @@
-"""``make bench``: how fast everything runs here, side by side (docs/performance.md)."""
+"""``make bench``: how fast everything runs here, side by side (docs/benchmark.md)."""
 
 import pipeline as _  # noqa: F401 - before any library that would phone home

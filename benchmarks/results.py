@@ -1,4 +1,4 @@
-"""benchmark.json: what was measured, where, and what follows from it (docs/performance.md)."""
+"""benchmark.json: what was measured, where, and what follows from it (docs/benchmark.md)."""
 
 from __future__ import annotations
 

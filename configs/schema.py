@@ -39,7 +39,7 @@ class Strict(BaseModel):
 class ShapeVariants(Strict):
     """Further shapes that SOPHON's nets are compiled for, beside those of ``StaticShapes``.
 
-    The runtime takes the smallest one that fits each call (docs/runtime.md).
+    The runtime takes the smallest one that fits each call (docs/chip-shapes.md).
     """
 
     #: images per call: vision encoder, its projection and, for captions, cross keys and values

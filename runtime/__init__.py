@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, List
 
-# Nobody phones home (docs/runtime.md, "Privacy"): both libraries do, unless told before they load.
+# Nobody phones home (docs/privacy.md): both libraries do, unless told before they load.
 # onnxruntime reads this variable once (its Privacy.md); processes that are started inherit it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # OpenVINO and NNCF have no such variable. Both do without this package where it is not installed:

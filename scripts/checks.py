@@ -177,7 +177,7 @@ def check_checkpoints(pipeline: PipelineConfig) -> Iterator[Check]:
 def check_devices() -> Iterator[Check]:
     """SOPHON hardware and its Python library: optional, artifacts are verified on the simulator."""
     if importlib.util.find_spec("sophon") is None:
-        cure = "only for running on a SOPHON board or card: docs/runtime.md"
+        cure = "only for running on a SOPHON board or card: docs/boards.md"
         yield Check("sophon-sail", "absent", "not installed", cure)
     else:
         yield Check("sophon-sail", "ok", "installed")

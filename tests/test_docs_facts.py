@@ -22,6 +22,9 @@ FOLDERS = (
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 PATH = re.compile(rf"`((?:{FOLDERS}|models/checkpoints)/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+ANCHOR = re.compile(r"\]\(([\w./-]*\.md)?#([\w-]+)\)")
+#: Of one page for people.
+MOST_WORDS = 1500
 #: Pages about a decision speak of the tree as it was then.
 CURRENT = [page for page in PAGES if page.parent.name != "adr" and page.name != "CHANGELOG.md"]
 
@@ -69,12 +72,12 @@ FACTS = [
         "STAGE_BYTES",
         1 << 20,
         "tensors under {} MiB",
-        "docs/runtime.md",
+        "docs/python.md",
     ),
     ("runtime.decoding.batching", "STAGE_BYTES", 1 << 20, "up to {} MiB", "docs/openvino.md"),
     ("compile.backend", "BUDGET_BYTES", 1e9, "{} GB together", "docs/adding-a-target.md"),
     ("verify.parity.combined", "BLOCK_BYTES", 1, "every {}-byte block", "docs/bisect.md"),
-    ("verify.plan", "LARGE_BMODEL_BYTES", 1 << 20, "above {} MiB", "docs/tolerances.md"),
+    ("verify.plan", "LARGE_BMODEL_BYTES", 1 << 20, "above {} MiB", "docs/verification.md"),
     ("verify.evaluation.comparing", "WORST", 1, "up to {} cases", "docs/evaluation.md"),
     ("verify.evaluation.comparing", "THUMBNAIL_PIXELS", 1, "at most {} px", "docs/evaluation.md"),
     ("verify.checkpoint.answers", "CLOSE_LOGITS", 1, "closer than {}", "docs/evaluation.md"),
@@ -110,3 +113,31 @@ def test_the_index_of_decisions_lists_all_of_them() -> None:
     folder = ROOT / "docs" / "adr"
     listed = set(LINK.findall((folder / "README.md").read_text()))
     assert {path.name for path in folder.glob("0*.md")} == listed
+
+
+def test_the_index_lists_every_page() -> None:
+    folder = ROOT / "docs"
+    listed = [link for link in LINK.findall((folder / "README.md").read_text()) if "/" not in link]
+    assert sorted(listed) == sorted(p.name for p in folder.glob("*.md") if p.name != "README.md")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda page: page.name
+)
+def test_a_page_is_read_in_one_sitting(page: Path) -> None:
+    """Marks of tables and code fences are no words."""
+    words = [word for word in page.read_text().split() if re.search(r"\w", word)]
+    assert len(words) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_a_link_into_a_page_meets_a_heading(page: Path) -> None:
+    for name, heading in ANCHOR.findall(page.read_text()):
+        there = page.parent / name if name else page
+        assert heading in headings(there), f"{name}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}

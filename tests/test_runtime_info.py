@@ -16,7 +16,7 @@ CHIPS = ["bm1684x", "bm1688"]
 
 
 def board_layout(source: Path, chip: str, destination: Path) -> Path:
-    """What docs/runtime.md ("One file") says a board needs."""
+    """What docs/boards.md ("One file") says a board needs."""
     folder = destination / source.name
     shutil.copytree(source / "processor", folder / "processor")
     shutil.copy2(source / "manifest.json", folder)

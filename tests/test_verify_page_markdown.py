@@ -1,4 +1,4 @@
-"""The tables of README and docs/quantization.md come from stored results."""
+"""The tables of README and docs/chip-accuracy.md come from stored results."""
 
 from __future__ import annotations
 
