@@ -110,7 +110,7 @@ def test_the_smoke_test_tells_another_answer(
 
 def test_a_folder_names_its_one_target(bundles: dict[str, Path], tmp_path: Path) -> None:
     folder = unpack(bundles["bm1684x"], tmp_path)
-    options = build_parser().parse_args(["caption", "x.png", "--artifacts", str(folder)])
+    options = build_parser("0").parse_args(["caption", "x.png", "--artifacts", str(folder)])
     assert targets(options) == ["bm1684x"]
     (folder / "bundle.json").write_text("[]")
     assert targets(options) == ["openvino"]

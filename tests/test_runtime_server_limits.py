@@ -37,7 +37,7 @@ class Held:
     """A server in this process whose nets work only when told to."""
 
     def __init__(self, artifacts: Path, **limits: Any) -> None:
-        options = build_parser().parse_args(
+        options = build_parser("0").parse_args(
             [
                 *("serve", "--artifacts", str(artifacts), "--target", "onnx", "--threads", "1"),
                 *("--max-pixels", str(PIXELS)),
@@ -354,7 +354,7 @@ def test_the_examples_start_what_there_is() -> None:
     service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["blip-edge"]
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", service["build"]["dockerfile_inline"], re.M)
     for command in (line.split(), [*json.loads(entry), *service["command"]]):
-        options = build_parser().parse_args(command[1:])
+        options = build_parser("0").parse_args(command[1:])
         assert options.command == "serve"
         assert options.token_file is not None
         assert not is_loopback(options.host)
