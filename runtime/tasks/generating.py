@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -52,8 +52,9 @@ class Generated(Result):
     #: why it ends: ``end`` by itself, ``length`` as asked for, ``cache`` as the artifact is full;
     #: ``given`` where it was not generated
     finished: str = "end"
-    #: log-probability of each token after the prompt; empty where a chip's net chose the tokens
-    log_probs: Tuple[float, ...] = ()
+    #: log-probability of each token after the prompt; empty where a chip's net chose the tokens.
+    #: Their last bits follow the number of threads, so equal results may differ in them.
+    log_probs: Tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def log_probability(self) -> Optional[float]:
