@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.goals import stages
+from pipeline.goals.stages import commands
 from scripts import lock_requirements, setup_environment, setup_tpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,12 +207,13 @@ def make(folder: Path, *arguments: str) -> list[str]:
 
 
 def test_make_asks_for_chips_tools_with_the_targets_that_are_built(tmp_path: Path) -> None:
+    check, environment = "python3 -m pipeline --make check", "python3 scripts/setup_environment.py"
     calls = make(tmp_path, "setup", "TARGET=openvino")
-    assert calls[0] == "python3 scripts/setup_environment.py"
-    (tools,) = calls[1:]
-    assert tools.startswith("python -m scripts.setup_tpu --config ")
-    assert tools.endswith("--target openvino")
-    assert make(tmp_path, "setup-tpu")[1:] == ["python -m scripts.setup_tpu"]
+    assert calls == [check, environment, "python3 -m pipeline --make setup"]
+    values = {"CONFIG": "mine.yaml", "TARGET": "openvino"}
+    (tools,) = commands("setup", values)
+    assert tools == ["scripts.setup_tpu", "--config", "mine.yaml", "--target", "openvino"]
+    assert make(tmp_path, "setup-tpu") == [check, environment, "python -m scripts.setup_tpu"]
 
 
 @pytest.mark.parametrize("goal", ["all", "ir", "bmodel", "export"])
@@ -220,11 +223,15 @@ def test_a_dry_run_sets_nothing_up(tmp_path: Path, goal: str) -> None:
     assert not any("setup" in call for call in calls)
 
 
-def test_a_dry_run_without_an_environment_is_one_line(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    done = subprocess.run(
-        ["/usr/bin/env", "make", "ir", "DRY_RUN=1"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: a dry run needs .venv and makes none; run: make setup")
-    assert list(tmp_path.iterdir()) == [tmp_path / "Makefile"]
+def test_a_dry_run_without_an_environment_prints_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    assert stages.run("ir", {"CONFIG": "mine.yaml", "DRY_RUN": "1"}) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "make setup"
+    assert printed[2:] == [
+        ".venv/bin/python -m export --config mine.yaml",
+        ".venv/bin/python -m compile --backend openvino --config mine.yaml --target openvino",
+    ]
+    assert list(tmp_path.iterdir()) == []
