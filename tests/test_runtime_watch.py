@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,7 +72,13 @@ def test_what_arrives_is_printed_until_the_end(exported_artifacts: Path, tmp_pat
     command = [sys.executable, "-m", "runtime", "watch", str(tmp_path)]
     command += ["--artifacts", str(exported_artifacts), *BACKEND]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for index in range(2):
@@ -81,7 +88,7 @@ def test_what_arrives_is_printed_until_the_end(exported_artifacts: Path, tmp_pat
             assert found["image"] == str(tmp_path / f"{index}.png")
             assert found["text"]
         time.sleep(0.1)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr is not None
         assert process.stderr.read() == "interrupted\n"
