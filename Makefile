@@ -91,7 +91,7 @@ bench: $(ENVIRONMENT) ## measure torch, onnxruntime, the notebook's design and o
 
 ##@ Develop
 test: setup ## run the tests
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## tests that need full-size models
 	@$(PYTHON) -m pytest -m slow

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from compile.bmodel.estimates.totals import parts, total
 
 from configs.errors import ConfigError
 from configs.load import load_pipeline
 from configs.schema import StaticShapes
 from pipeline.manifest import read_manifest
 from pipeline.net_shapes import net_shapes
+from pipeline.tpu_tools.answer_times import parts, total
 from runtime import Captioner
 from runtime.decoding.decoder_run import worth_of_drafts
 from runtime.files.manifests import ComponentManifest, read_task_manifest

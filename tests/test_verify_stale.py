@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import yaml
 
 from configs.errors import InputError
 from pipeline.command import select
+from pipeline.goals.options import Given, checked
+from pipeline.goals.stages import commands
 from tests.conftest import run_stage
 from verify.artifacts import find_artifacts
 
@@ -38,15 +39,9 @@ def edit(config: Path, task: str, **shapes: int) -> None:
 
 def commands_of(advice: str) -> list[list[str]]:
     """What a make command would run of the pipeline's stages."""
-    made = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", *shlex.split(advice)[1:]],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = [shlex.split(line) for line in made.stdout.splitlines()]
-    return [line[2:] for line in lines if line[1:2] == ["-m"] and "setup" not in line[2]]
+    _, goal, *words = shlex.split(advice)
+    values = dict(word.split("=", 1) for word in words)
+    return list(commands(goal, checked(goal, Given(values))))
 
 
 @pytest.mark.parametrize("target", ["bm1684x", "openvino_npu"])
@@ -64,9 +59,9 @@ def test_another_text_length(exported_artifacts: Path, tmp_path: Path, target: s
         find_artifacts(select(config))
     assert caught.value.exit_code == 2
     (advice,) = re.findall(r"run: (make .*)", str(caught.value))
-    commands = commands_of(advice)
-    assert [command[0] for command in commands] == ["export", "compile"]
-    for command in commands:
+    found = commands_of(advice)
+    assert [command[0] for command in found] == ["export", "compile"]
+    for command in found:
         result = run_stage(*command)
         assert result.returncode == 0, result.stderr
     after = keys(config)
