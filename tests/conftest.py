@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Compiled models of tests go where the rest of a run's temporary files go, not to the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="blip-edge-cache-")
 os.environ["BLIP_EDGE_CACHE"] = _CACHE.name
+# Tests call make themselves: what the make that runs them hands on is not theirs.
+for _name in ("CALLER", "MAKECMDGOALS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CONFIG"):
+    os.environ.pop(_name, None)
 CONFIG = "configs/reference.yaml"
 
 
