@@ -428,7 +428,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def signed(unpacked: Path, keys: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("model_signing")
     from runtime.bundles.signature import sign
 
     folder = tmp_path_factory.mktemp("signed") / unpacked.name
@@ -497,7 +496,6 @@ def test_keys_that_are_none(signed: Path, keys: dict[str, Path], tmp_path: Path)
 def test_make_bundle_signs(
     verified_pipeline: Path, tmp_path: Path, keys: dict[str, Path], capsys: Any
 ) -> None:
-    pytest.importorskip("model_signing")
     options = Options(folder=tmp_path, sign_key=keys["ours"])
     (archive,) = make_bundles(select(verified_pipeline, target="openvino"), options)
     command = ["verify-bundle", str(archive), "--key"]

@@ -14,28 +14,22 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from runtime import Captioner
 from runtime.server.settings import TOKEN_VARIABLE
-from scripts.checks import browser_path
+from tests.browser_support import launched
 from tests.runtime_support import THREADS
 from tests.server_support import IMAGES, TOKEN, Server, encoded, serving
 
 pytestmark = pytest.mark.browser
 
-ARGUMENTS = [
-    "--no-sandbox",  # it runs as root in CI, and loads our own pages only
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+ARGUMENTS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
     "--force-color-profile=srgb",
     "--font-render-hinting=none",
-]
+)
 GOLDEN = Path(__file__).parent / "golden" / "server_page"
 FONT = "DejaVu Sans"
 #: Side of the squares that are compared, in pixels, and the mean difference of a channel, of 255,
@@ -53,12 +47,8 @@ def server(exported_artifacts: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = browser_path()
-    assert path is not None, "no browser found; install chromium or set BROWSER_PATH"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with launched(*ARGUMENTS) as browser:
         yield browser
-        browser.close()
 
 
 @dataclass

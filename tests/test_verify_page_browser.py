@@ -15,25 +15,15 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from scripts.checks import browser_path
+from tests.browser_support import launched
 from tests.conftest import ROOT, run_stage
 from tests.page_support import HOSTILE, Pipeline, component_check, token_check
 from tests.test_verify_page import report
 
 pytestmark = pytest.mark.browser
 
-#: a browser that talks to nobody
-ARGUMENTS = [
-    "--no-sandbox",  # it runs as root in CI, and loads our own pages only
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WIDTHS = (1280, 400)
 #: A4 less the margins of style.css, in CSS pixels (96 per inch)
 PRINTED_WIDTH = round((210 - 2 * 12) / 25.4 * 96)
@@ -41,12 +31,8 @@ PRINTED_WIDTH = round((210 - 2 * 12) / 25.4 * 96)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = browser_path()
-    assert path is not None, "no browser found; install chromium or set BROWSER_PATH"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass

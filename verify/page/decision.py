@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from configs.schema import Task
+from pipeline.manifest import ComponentManifest
 from pipeline.tpu_tools.answer_times import NetName, parts, total
 from verify.page.checks import Way
 from verify.page.figures import file_size, milliseconds
@@ -31,54 +32,48 @@ class Cost:
     times_are: str
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Costs of every way of running."""
+def cost_of(sources: Sources, way: Way) -> Cost:
+    """Of one way of running; its own files, without verification's reference data."""
+    mine = [
+        manifest
+        for manifest in sources.components.values()
+        if (manifest.target, manifest.precision) == (way.target, way.precision)
+    ]
+    memory = [m.device_memory_bytes for m in mine if m.device_memory_bytes is not None]
+    size = sum(record.size_bytes for m in mine for record in m.runtime_files.values())
+    measured, estimated = _measured(sources, way), _estimated(mine)
+    return Cost(
+        file_size(size) if mine else "–",
+        file_size(sum(memory)) if memory else "–",
+        measured or estimated,
+        "measured" if measured else "estimated" if estimated else "",
+    )
 
-    sources: Sources
 
-    def cost(self, way: Way) -> Cost:
-        """Of one way; its components' own files, without verification's reference data."""
-        mine = [
-            manifest
-            for manifest in self.sources.components.values()
-            if (manifest.target, manifest.precision) == (way.target, way.precision)
-        ]
-        memory = [m.device_memory_bytes for m in mine if m.device_memory_bytes is not None]
-        size = sum(record.size_bytes for m in mine for record in m.runtime_files.values())
-        measured, estimated = self._measured(way), self._estimated(way)
-        return Cost(
-            file_size(size) if mine else "–",
-            file_size(sum(memory)) if memory else "–",
-            measured or estimated,
-            "measured" if measured else "estimated" if estimated else "",
-        )
+def _estimated(mine: Sequence[ComponentManifest]) -> list[str]:
+    latencies: dict[str, dict[NetName, float | None]] = {}
+    for manifest in mine:
+        nets = latencies.setdefault(manifest.task, {})
+        for net in manifest.compiled_nets:
+            nets[(manifest.component, net.name)] = net.latency_ms
+    found = []
+    for task, nets in latencies.items():
+        tokens = ANSWER_TOKENS if task == "vqa" else CAPTION_TOKENS
+        for part in parts(cast(Task, task), set(nets), tokens):
+            if (latency_ms := total(part, nets)) is not None:
+                found.append(f"{part.name} {milliseconds(latency_ms)}")
+    return found
 
-    def _estimated(self, way: Way) -> list[str]:
-        latencies: dict[str, dict[NetName, float | None]] = {}
-        for manifest in self.sources.components.values():
-            if (manifest.target, manifest.precision) == (way.target, way.precision):
-                mine = latencies.setdefault(manifest.task, {})
-                for net in manifest.compiled_nets:
-                    mine[(manifest.component, net.name)] = net.latency_ms
-        found = []
-        for task, nets in latencies.items():
-            tokens = ANSWER_TOKENS if task == "vqa" else CAPTION_TOKENS
-            for part in parts(cast(Task, task), set(nets), tokens):
-                latency_ms = total(part, nets)
-                if latency_ms is not None:
-                    found.append(f"{part.name} {milliseconds(latency_ms)}")
-        return found
 
-    def _measured(self, way: Way) -> list[str]:
-        if way.target != "openvino":
-            return []
-        name = _MEASURED_AS.get((way.precision, way.mode))
-        return [
-            f"{task} {milliseconds(median)}"
-            for _, data in self.sources.results.get("benchmark", [])
-            for task, median in _medians(data, name)
-        ]
+def _measured(sources: Sources, way: Way) -> list[str]:
+    if way.target != "openvino":
+        return []
+    name = _MEASURED_AS.get((way.precision, way.mode))
+    return [
+        f"{task} {milliseconds(median)}"
+        for _, data in sources.results.get("benchmark", [])
+        for task, median in _medians(data, name)
+    ]
 
 
 def _medians(data: dict[str, object], variant: str | None) -> Sequence[tuple[str, float]]:

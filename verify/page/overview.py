@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from verify.page.checks import Row, Way, tightest, ways
-from verify.page.decision import Cost, Costs
+from verify.page.decision import Cost, cost_of
 from verify.page.figures import LogAxis, component_name, exponent, task_name, times
 from verify.page.sources import Sources
 from verify.verdicts.merging import proven, runs_of, set_name
@@ -93,8 +93,7 @@ def overview(sources: Sources, every: Sequence[Row], gates: Sequence[str] = ()) 
     tasks = list(dict.fromkeys(row.task for row in every))
     axis = LogAxis.around([1.0, *(row.used for row in every)])
     axis = LogAxis(max(axis.low, -6), max(axis.high, 1))
-    costs = Costs(sources)
-    lines = [_line(way, tasks, every, axis, costs.cost(way)) for way in ways(every)]
+    lines = [_line(way, tasks, every, axis, cost_of(sources, way)) for way in ways(every)]
     sentence = _sentence(every, failed, gates, str(error) if error else "")
     extent = "" if len(proved) == artifacts else f"{len(proved)} of {artifacts} artifacts verified"
     headline = extent if state == "incomplete" and extent else HEADLINES[state]
